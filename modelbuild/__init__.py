@@ -1,0 +1,3 @@
+"""Make for model artifacts: one YAML recipe per model, only stale stages rebuild."""
+
+__version__ = "0.1.0"

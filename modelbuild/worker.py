@@ -1,0 +1,233 @@
+"""Runs one build in a child process: reads the job, calls the kind, tells the driver what happens line by line.
+
+By hand, `python -P -m modelbuild.worker job.json` repeats a stage alone, with its talk on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from modelbuild import artifact, kind
+from modelbuild.artifact import Artifact, Descriptor
+from modelbuild.errors import Problem, ProblemError
+from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress
+
+FICLONE = 0x40049409
+"""`ioctl` request that makes a file share another's extents (Linux `ioctl_ficlone(2)`: btrfs, xfs, bcachefs)."""
+PROGRESS_EVERY_S = 0.1
+
+
+class Talk:
+    """Sends messages to the driver, or prints them when there is none."""
+
+    def __init__(self, stream: BinaryIO | None) -> None:
+        self.stream = stream
+        self.lock = threading.Lock()
+
+    def __call__(self, message: AnyMessage) -> None:
+        with self.lock:
+            if self.stream is not None:
+                self.stream.write(msgspec.json.encode(message) + b"\n")
+                self.stream.flush()
+                return
+        match message:
+            case Log(text):
+                sys.stderr.write(f"{text}\n")
+            case Progress(done, total, what):
+                sys.stderr.write(f"{what}: {done:g}/{total:g}\n")
+            case Failed(problems):
+                for p in problems:
+                    facts = "".join(f"\n  {label}: {value}" for label, value in p.facts)
+                    sys.stderr.write(f"error: {p.title}{facts}\n" + (f"  hint: {p.hint}\n" if p.hint else ""))
+            case _:
+                pass
+
+
+class BuildContext:
+    """The `Context` of a real build (see `modelbuild.kind.Context`)."""
+
+    def __init__(self, job: Job, talk: Talk) -> None:
+        self.out, self.scratch = job.out, job.scratch
+        self.inputs: Mapping[str, tuple[Artifact, ...]] = {
+            field: tuple(artifact.read(p) for p in paths) for field, paths in job.inputs.items()
+        }
+        self.sources: Mapping[str, Path] = {field: use.path for field, use in job.sources.items()}
+        self._files = {field: use.files for field, use in job.sources.items()}
+        self._history = job.history
+        self._store_roots = tuple(p for paths in job.inputs.values() for p in paths)
+        self._talk = talk
+        self._last_progress = 0.0
+
+    def input(self, field: str = "from") -> Artifact:
+        (one,) = self.inputs[field]
+        return one
+
+    def source_files(self, field: str) -> tuple[Path, ...]:
+        return self._files[field]
+
+    def history(self, field: str) -> tuple[dict[str, Any], ...]:
+        return self._history[field]
+
+    def link(self, src: Path, dst: Path) -> None:
+        if not src.is_dir():
+            self._link_file(src, dst)
+            return
+        files = sorted(p for p in src.rglob("*") if p.is_file())
+        for done, file in enumerate(files):
+            self._link_file(file, dst / file.relative_to(src))
+            self.progress(done + 1, len(files), f"link {src.name}")
+
+    def _link_file(self, src: Path, dst: Path) -> None:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        immutable = any(src.is_relative_to(root) for root in self._store_roots)
+        if _reflink(src, dst) or (immutable and _hard_link(src, dst)):
+            if immutable:
+                self._talk(Linked(str(src), str(dst.relative_to(self.out))))
+            return
+        self._copy(src, dst)
+
+    def _copy(self, src: Path, dst: Path) -> None:
+        total, done = src.stat().st_size, 0
+        with src.open("rb") as reader, dst.open("wb") as writer:
+            while sent := os.sendfile(writer.fileno(), reader.fileno(), None, 64 << 20):
+                done += sent
+                self.progress(done, total, f"copy {src.name}")
+
+    def describe(self, descriptor: Descriptor) -> None:
+        artifact.write(self.out, descriptor)
+
+    def progress(self, done: float, total: float, what: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last_progress >= PROGRESS_EVERY_S:
+            self._last_progress = now
+            self._talk(Progress(done, total, what))
+
+    def log(self, text: str) -> None:
+        self._talk(Log(text))
+
+    def metric(self, name: str, value: float, unit: str = "") -> None:
+        self._talk(Metric(name, float(value), unit))
+
+
+def _reflink(src: Path, dst: Path) -> bool:
+    import fcntl
+
+    with src.open("rb") as reader, dst.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
+        except OSError:
+            dst.unlink()
+            return False
+    return True
+
+
+def _hard_link(src: Path, dst: Path) -> bool:
+    try:
+        os.link(src, dst)
+    except OSError as e:
+        if e.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            return False
+        raise
+    return True
+
+
+def run(job: Job, talk: Talk) -> bool:
+    """Do the job; whether it succeeded. Every failure is told as problems."""
+    try:
+        module = kind.load(job.kind)
+        spec = msgspec.convert(job.spec, module.Spec)
+        module.build(spec, BuildContext(job, talk))
+        if not (job.out / artifact.DESCRIPTOR).is_file():
+            hint = "its build must call ctx.describe"
+            raise ProblemError(Problem(f"kind `{job.kind}` wrote no descriptor", hint=hint))
+    except ProblemError as e:
+        talk(Failed(e.problems))
+    except ModuleNotFoundError as e:
+        traceback.print_exc()
+        talk(Failed((_missing_module(job.kind, e),)))
+    except MemoryError:
+        traceback.print_exc()
+        talk(Failed((Problem("out of memory", hint="see the log for what was being done"),)))
+    except OSError as e:
+        traceback.print_exc()
+        talk(Failed((_system_problem(e),)))
+    except Exception as e:
+        traceback.print_exc()
+        cause = (str(e).strip() or repr(e)).splitlines()[0]
+        talk(Failed((Problem(f"{type(e).__name__}: {cause}", hint="the log has the whole traceback"),)))
+    else:
+        return True
+    return False
+
+
+def _missing_module(name: str, error: ModuleNotFoundError) -> Problem:
+    package = (error.name or "?").split(".")[0]
+    extra = kind.load(name).TOOLS.get(package)
+    return Problem(
+        f"the package `{package}` is not installed",
+        facts=(("needed by", f"kind `{name}`"),),
+        hint=f"pip install 'modelbuild[{extra}]'" if extra else f"pip install {package}",
+    )
+
+
+def _system_problem(error: OSError) -> Problem:
+    title = (error.strerror or str(error)).lower()
+    hints = {errno.ENOSPC: "free some space; `modelbuild gc` removes artifacts that no recipe names"}
+    facts = (("path", str(error.filename)),) if error.filename else ()
+    return Problem(title, facts=facts, hint=hints.get(error.errno or 0))
+
+
+def _die_with_driver() -> None:
+    """End this process group when the driver is gone: its end of our standard input closes."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -P -m modelbuild.worker", description=__doc__)
+    parser.add_argument("job", type=Path, help="the job file")
+    parser.add_argument("--events", type=int, help="a file descriptor for messages to the driver")
+    options = parser.parse_args(arguments)
+    job = msgspec.json.decode(options.job.read_bytes(), type=Job)
+    if options.events is None:
+        shutil.rmtree(job.out, ignore_errors=True)
+        talk = Talk(None)
+    else:
+        _die_with_driver()
+        talk = Talk(os.fdopen(options.events, "wb"))
+    for folder in (job.out, job.scratch):
+        folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(job.scratch)
+    if not run(job, talk):
+        return 1
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime + children.ru_utime + children.ru_stime
+    talk(Done(cpu, max(used.ru_maxrss, children.ru_maxrss) * 1024))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
