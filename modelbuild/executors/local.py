@@ -1,0 +1,135 @@
+"""Runs a build in a child process of this machine: its own process group, its output in a log, its messages heard."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from modelbuild import job
+from modelbuild.errors import Problem
+
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+)
+"""Set for every build: the same hash order each time, no telemetry, no progress bars but ours."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a build went: no problems means that it succeeded."""
+
+    problems: tuple[Problem, ...]
+    linked: dict[str, str]
+    """file of the artifact (relative) -> the absolute path of the file it shares its content with."""
+    log: tuple[str, ...]
+    metrics: tuple[job.Metric, ...]
+    cpu_s: float
+    peak_rss_bytes: int
+
+
+_children: set[subprocess.Popen[bytes]] = set()
+_children_lock = threading.Lock()
+_stopping = threading.Event()
+
+
+def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcome:
+    """Run the job in the file `task`; its native output goes to `log`. Blocks until the process group is gone."""
+    reader, writer = os.pipe()
+    with log.open("ab") as output:
+        command = [sys.executable, "-P", "-m", "modelbuild.worker", str(task), "--events", str(writer)]
+        with _children_lock:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(writer,),
+                start_new_session=True,
+                env={**os.environ, **ENVIRONMENT},
+            )
+            _children.add(child)
+        os.close(writer)
+        if _stopping.is_set():
+            _kill(child)
+        try:
+            heard = _listen(reader, hear)
+            child.wait()
+        finally:
+            _kill(child)
+            child.wait()
+            with _children_lock:
+                _children.discard(child)
+            if child.stdin:
+                child.stdin.close()
+    return _outcome(heard, child.returncode)
+
+
+def stop() -> None:
+    """End every running build, and those about to start: the driver was interrupted."""
+    _stopping.set()
+    with _children_lock:
+        running = list(_children)
+    for child in running:
+        _kill(child)
+
+
+def stopping() -> bool:
+    """Whether `stop` was called."""
+    return _stopping.is_set()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child's whole process group; a build cleans nothing up that its folder's removal would not."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _listen(reader: int, hear: Callable[[job.AnyMessage], None]) -> list[job.AnyMessage]:
+    decoder = msgspec.json.Decoder(job.AnyMessage)
+    heard: list[job.AnyMessage] = []
+    with os.fdopen(reader, "rb") as lines:
+        for line in lines:
+            with contextlib.suppress(msgspec.MsgspecError):
+                message = decoder.decode(line)
+                heard.append(message) if not isinstance(message, job.Progress) else None
+                hear(message)
+    return heard
+
+
+def _outcome(heard: list[job.AnyMessage], returncode: int) -> Outcome:
+    done = next((m for m in heard if isinstance(m, job.Done)), None)
+    told = tuple(p for m in heard if isinstance(m, job.Failed) for p in m.problems)
+    problems = told or (() if done and returncode == 0 else (_death(returncode),))
+    return Outcome(
+        problems=problems,
+        linked={m.dst: m.src for m in heard if isinstance(m, job.Linked)},
+        log=tuple(m.text for m in heard if isinstance(m, job.Log)),
+        metrics=tuple(m for m in heard if isinstance(m, job.Metric)),
+        cpu_s=done.cpu_s if done else 0.0,
+        peak_rss_bytes=done.peak_rss_bytes if done else 0,
+    )
+
+
+def _death(returncode: int) -> Problem:
+    """What to say of a build that ended without a word."""
+    if returncode >= 0:
+        return Problem(f"the build's process ended with status {returncode} before it was done")
+    name = signal.Signals(-returncode).name
+    hint = "most often the system ran out of memory" if returncode == -signal.SIGKILL else "a native library crashed"
+    return Problem(f"the build's process was ended by {name}", hint=f"{hint}; the log has what came before")

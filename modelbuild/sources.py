@@ -1,0 +1,116 @@
+"""Files that recipes name: which files belong to a source, and their content digest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from modelbuild import digest
+from modelbuild.digest import StatCache
+from modelbuild.errors import Problem, ProblemError, problem
+from modelbuild.job import SourceUse
+from modelbuild.kind import FieldRole
+from modelbuild.manifest import SourceFact
+from modelbuild.recipe import SourceRef
+
+MOST_FILES = 200_000
+
+
+def read(source: SourceRef, role: FieldRole, cache: StatCache) -> tuple[SourceUse, SourceFact]:
+    """The files of a source and its digest; a `ProblemError` when it is missing, empty or unreadable."""
+    path = _package_folder(source) if source.role == "package" else source.path
+    try:
+        files = tuple(_files(path, role, source))
+        return SourceUse(path, files), _fact(path, files, cache)
+    except OSError as e:
+        where = str(e.filename or path)
+        raise problem(
+            f"`{source.text}` cannot be read", where=source.where, file=where, cause=e.strerror or e
+        ) from None
+
+
+def changed(
+    refs: Sequence[SourceRef], facts: Mapping[str, SourceFact], uses: Mapping[str, SourceUse], cache: StatCache
+) -> tuple[Problem, ...]:
+    """A problem for each source that is no longer what `facts` say: it was edited while a build read it."""
+    found = []
+    for ref in refs:
+        use = uses[ref.field]
+        try:
+            same = _fact(use.path, use.files, cache) == facts[ref.field]
+        except OSError:
+            same = False
+        if not same:
+            found.append(
+                Problem(
+                    f"`{ref.text}` changed while the build read it",
+                    ref.where,
+                    hint="nothing was kept of it: build again when the file is at rest",
+                )
+            )
+    return tuple(found)
+
+
+def _fact(path: Path, files: Sequence[Path], cache: StatCache) -> SourceFact:
+    if path.is_dir():
+        entries = [(str(f.relative_to(path)), cache.digest(f)) for f in files]
+        return SourceFact(digest.of_tree(entries))
+    if len(files) == 1:
+        return SourceFact(cache.digest(path), path.suffix.lower())
+    entries = [(f.name.replace(path.name, "", 1) if f != path else "", cache.digest(f)) for f in files]
+    return SourceFact(digest.of_tree(entries), path.suffix.lower())
+
+
+def _files(path: Path, role: FieldRole, source: SourceRef) -> Iterator[Path]:
+    if path.is_dir():
+        found = sorted(_in_folder(path, role.files))
+        if not found:
+            looked_for = ", ".join(role.files) or "any file"
+            raise problem(f"`{source.text}` has none of the files needed", where=source.where, looked_for=looked_for)
+        yield from found
+        return
+    if not path.exists():
+        raise ProblemError(_missing(path, source))
+    if not path.is_file():
+        raise problem(f"`{source.text}` is neither a file nor a folder", where=source.where)
+    yield path
+    names = (pattern.format(name=path.name, stem=path.stem) for pattern in role.siblings)
+    yield from sorted(p for n in dict.fromkeys(names) if (p := path.with_name(n)).is_file() and p != path)
+
+
+def _in_folder(path: Path, patterns: Sequence[str]) -> set[Path]:
+    if patterns:
+        return {p for pattern in patterns for p in path.glob(pattern) if p.is_file()}
+    found = set()
+    for folder, _, names in os.walk(path):
+        found.update(p for n in names if (p := Path(folder, n)).is_file())
+        if len(found) > MOST_FILES:
+            raise problem(f"`{path}` has more than {MOST_FILES:,} files")
+    return found
+
+
+def _missing(path: Path, source: SourceRef) -> Problem:
+    from modelbuild.errors import suggestion
+
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = suggestion(path.name, beside) if beside else f"the folder `{path.parent}` does not exist either"
+    return Problem(f"`{source.text}` does not exist", source.where, (("looked for", str(path)),), hint)
+
+
+def _package_folder(source: SourceRef) -> Path:
+    """The folder of `package/folder` where the package is installed, found without importing it."""
+    from importlib.util import find_spec
+
+    top, _, rest = source.text.partition("/")
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        name = top.replace("_", "-")
+        raise problem(f"the package `{top}` is not installed", where=source.where, hint=f"pip install {name}")
+    folder = Path(spec.submodule_search_locations[0], rest)
+    if not folder.is_dir():
+        raise problem(f"the package `{top}` has no folder `{rest}`", where=source.where, package=folder.parent)
+    return folder
