@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -71,14 +72,24 @@ class StatCache:
 
     def known(self, stat: os.stat_result) -> str | None:
         """The digest on record for a file in this state, or None."""
+        row = self._row(stat)
+        return row[3] if row and row[:3] == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) else None
+
+    def relinked(self, stat: os.stat_result) -> str | None:
+        """The digest of a file that had a hard link added since it was hashed, which moves ctime and nothing else."""
+        row = self._row(stat)
+        if row is None or row[:2] != (stat.st_size, stat.st_mtime_ns):
+            return None
+        self.remember(stat, row[3])
+        return row[3]
+
+    def _row(self, stat: os.stat_result) -> tuple[int, int, int, str] | None:
         with self._lock:
-            row = self._database.execute(
+            row: tuple[int, int, int, str] | None = self._database.execute(
                 "select size, mtime, ctime, digest from files where device = ? and inode = ?",
                 (_signed(stat.st_dev), _signed(stat.st_ino)),
             ).fetchone()
-        if row is None or row[:3] != (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns):
-            return None
-        return str(row[3])
+        return row
 
     def remember(self, stat: os.stat_result, digest: str) -> None:
         """Keep the digest of a file whose state was `stat` before and after it was read."""
@@ -94,10 +105,8 @@ class StatCache:
     def close(self) -> None:
         """Write what was learnt."""
         with self._lock:
-            try:
+            with contextlib.suppress(sqlite3.Error):
                 self._database.commit()
-            except sqlite3.Error:
-                pass
             self._database.close()
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from modelbuild import manifest
 from modelbuild.graph import Node
 from modelbuild.manifest import Change, Manifest
-from modelbuild.store import Damage, Record, Store
+from modelbuild.record import Record
+from modelbuild.store import Damage, Store
 
 SHOWN = 60
 """Characters of a value that a reason quotes."""
@@ -19,7 +20,7 @@ def explain(store: Store, node: Node, made: Manifest, damage: Sequence[Damage] =
         return tuple(f"its artifact is damaged: {d}" for d in damage)
     previous = _previous(store, node)
     if previous is None:
-        return ("it was never built" if not store.reasons(node.recipe, node.short) else _lost(store, node, made),)
+        return ("it was never built" if not store.names.reasons(node.recipe, node.short) else _lost(store, node, made),)
     changes = manifest.diff(previous.manifest, made)
     if changes:
         return tuple(sentence(change, node) for change in changes)
@@ -28,8 +29,8 @@ def explain(store: Store, node: Node, made: Manifest, damage: Sequence[Damage] =
 
 def _previous(store: Store, node: Node) -> Record | None:
     """The record of what the target's name links to, or of what it was when it was last built."""
-    named = store.named(node.recipe, node.short)
-    keys = [named] if named else [r.key for r in reversed(store.reasons(node.recipe, node.short))][:1]
+    named = store.names.key(node.recipe, node.short)
+    keys = [named] if named else [r.key for r in reversed(store.names.reasons(node.recipe, node.short))][:1]
     return store.record(keys[0]) if keys else None
 
 

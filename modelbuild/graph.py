@@ -193,14 +193,16 @@ class _Linker:
                     where = reference.where
         path = " → ".join(f"`{b.partition(':')[2]}`" for b in [*bases, bases[0]])
         self.problems.append(
-            Problem("targets refer to each other in a circle", where, (("circle", path),), "remove one of the references")
+            Problem(
+                "targets refer to each other in a circle", where, (("circle", path),), "remove one of the references"
+            )
         )
 
     def _expand(self, base: str, target: Target) -> list[Node]:
         """One node per consistent choice of input variants."""
         roles = {f.name: f for f in kind.fields(type(target.spec))}
         before = len(self.problems)
-        resolved = [(r, self._candidates(r, target)) for r in target.references]
+        resolved = [(r, self._candidates(r, target.recipe)) for r in target.references]
         if len(self.problems) > before:
             return []
         own: dict[Axis, str] = {(base, axis): value for axis, value in target.variant}
@@ -228,11 +230,11 @@ class _Linker:
                     inputs.setdefault(field.name, ())
         return [Node(self._name(base, axes), base, target, inputs, axes) for axes, inputs in choices]
 
-    def _candidates(self, reference: Reference, target: Target) -> list[Node]:
-        base = self._base_of(reference, target.recipe)
+    def _candidates(self, reference: Reference, recipe: str) -> list[Node]:
+        base = self._base_of(reference, recipe)
         wanted = split_variant(reference.text.rpartition(":")[2])[1]
         if base not in self.own:
-            self.problems.append(self._unknown(reference, target.recipe))
+            self.problems.append(self._unknown(reference, recipe))
             return []
         found = [n for n in self.variants.get(base, ()) if _has(n, wanted)]
         if not found and wanted and base in self.variants:
@@ -274,13 +276,8 @@ class _Linker:
     def _defaults(self, recipe: Recipe) -> tuple[str, ...]:
         """What the recipe's `default:` names, else its leaves: targets that no target of the recipe refers to."""
         if recipe.default:
-            found: dict[str, None] = {}
-            for reference in recipe.default:
-                probe = Target(
-                    recipe.name, "default", "default", (), "", msgspec.UNSET, (), (), recipe.where, {}  # type: ignore[arg-type]
-                )
-                found.update(dict.fromkeys(n.name for n in self._candidates(reference, probe)))
-            return tuple(found)
+            found = (self._candidates(reference, recipe.name) for reference in recipe.default)
+            return tuple(dict.fromkeys(n.name for n in itertools.chain.from_iterable(found)))
         mine = [n for n in self.nodes.values() if n.recipe == recipe.name]
         used = {need for n in mine for need in n.needs()}
         return tuple(n.name for n in mine if n.name not in used)

@@ -50,9 +50,8 @@ class Metric(Message, frozen=True, tag="metric"):
 
 
 class Linked(Message, frozen=True, tag="linked"):
-    """A file of the artifact that shares its content with `src` without having been read."""
+    """A file of the artifact (relative) that is a hard link to a file of an input."""
 
-    src: str
     dst: str
 
 

@@ -11,7 +11,7 @@ from modelbuild import digest
 
 
 class SourceFact(msgspec.Struct, frozen=True):
-    """A source by content. `suffix` is the file's (`.csv`), which tells some kinds how to read it; empty for a folder."""
+    """A source by content. `suffix` is a file's (`.csv`), which tells some kinds how to read it; a folder has none."""
 
     digest: str
     suffix: str = ""

@@ -82,7 +82,7 @@ def _files(path: Path, role: FieldRole, source: SourceRef) -> Iterator[Path]:
 def _in_folder(path: Path, patterns: Sequence[str]) -> set[Path]:
     if patterns:
         return {p for pattern in patterns for p in path.glob(pattern) if p.is_file()}
-    found = set()
+    found: set[Path] = set()
     for folder, _, names in os.walk(path):
         found.update(p for n in names if (p := Path(folder, n)).is_file())
         if len(found) > MOST_FILES:

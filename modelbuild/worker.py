@@ -94,9 +94,10 @@ class BuildContext:
     def _link_file(self, src: Path, dst: Path) -> None:
         dst.parent.mkdir(parents=True, exist_ok=True)
         immutable = any(src.is_relative_to(root) for root in self._store_roots)
-        if _reflink(src, dst) or (immutable and _hard_link(src, dst)):
-            if immutable:
-                self._talk(Linked(str(src), str(dst.relative_to(self.out))))
+        if _reflink(src, dst):
+            return
+        if immutable and _hard_link(src, dst):
+            self._talk(Linked(str(dst.relative_to(self.out))))
             return
         self._copy(src, dst)
 
@@ -214,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         talk = Talk(None)
     else:
         _die_with_driver()
+        os.set_inheritable(options.events, False)
         talk = Talk(os.fdopen(options.events, "wb"))
     for folder in (job.out, job.scratch):
         folder.mkdir(parents=True, exist_ok=True)

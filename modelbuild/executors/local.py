@@ -35,8 +35,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a build went: no problems means that it succeeded."""
 
     problems: tuple[Problem, ...]
-    linked: dict[str, str]
-    """file of the artifact (relative) -> the absolute path of the file it shares its content with."""
+    linked: frozenset[str]
+    """The files of the artifact (relative) that are hard links to files of its inputs."""
     log: tuple[str, ...]
     metrics: tuple[job.Metric, ...]
     cpu_s: float
@@ -118,7 +118,7 @@ def _outcome(heard: list[job.AnyMessage], returncode: int) -> Outcome:
     problems = told or (() if done and returncode == 0 else (_death(returncode),))
     return Outcome(
         problems=problems,
-        linked={m.dst: m.src for m in heard if isinstance(m, job.Linked)},
+        linked=frozenset(m.dst for m in heard if isinstance(m, job.Linked)),
         log=tuple(m.text for m in heard if isinstance(m, job.Log)),
         metrics=tuple(m for m in heard if isinstance(m, job.Metric)),
         cpu_s=done.cpu_s if done else 0.0,

@@ -1,0 +1,5 @@
+"""`python -m modelbuild` is `modelbuild`."""
+
+from modelbuild.cli import run
+
+run()

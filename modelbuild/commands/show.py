@@ -1,0 +1,83 @@
+"""`modelbuild show`: an artifact, what it says of itself, and how it was made."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from modelbuild import artifact, manifest
+from modelbuild.commands.options import echo_json, json_option, opens_project, target_argument
+from modelbuild.errors import ProblemError, problem
+from modelbuild.project import Project
+from modelbuild.record import Record
+from modelbuild.report import amounts
+
+
+@click.command("show")
+@target_argument
+@json_option
+@opens_project
+def command(project: Project, pattern: str, as_json: bool) -> None:
+    """Show TARGET's artifact as last built: its model, settings, metrics, files, and every fact that went into it."""
+    for name in project.select((pattern,)):
+        record = record_of(project, name)
+        made = artifact.read(project.store.out(record.key))
+        if as_json:
+            echo_json({"target": name, "key": record.key, "record": record, "descriptor": made.descriptor})
+            continue
+        node = project.graph.nodes[name]
+        click.echo(f"{name} ({record.manifest.kind})")
+        rows = [
+            ("artifact", str(project.store.names.path(node.recipe, node.short))),
+            ("key", record.key),
+            ("content", record.digest),
+            ("size", f"{amounts.size(record.size)} in {len(record.files)} files"),
+            ("built", f"{amounts.ago(record.built_at)} in {amounts.seconds(record.wall_s)}"),
+            ("cost", f"{record.cpu_s:.2f} CPU-s, peak memory {amounts.size(record.peak_rss_bytes)}"),
+        ]
+        _section("", rows)
+        _section("model", _model(made.descriptor))
+        _section("metrics", [(n, f"{f.value:.6g} {f.unit}".rstrip()) for n, f in record.metrics.items()])
+        _section("made from", list(manifest.facts(record.manifest)))
+        _section("files", [(f.path, f"{amounts.size(f.size)}") for f in record.files])
+        _section("said", [(line, "") for line in record.log])
+
+
+def record_of(project: Project, name: str) -> Record:
+    """The record of a target's artifact as last built; a `ProblemError` when there is none."""
+    node = project.graph.nodes[name]
+    key = project.store.names.key(node.recipe, node.short)
+    record = project.store.record(key) if key else None
+    if record is None:
+        raise problem(f"`{name}` has no artifact", hint=f"`modelbuild build {name}` makes it")
+    damage = project.store.damage(record)
+    if damage:
+        raise ProblemError(
+            *problem(
+                f"the artifact of `{name}` is damaged",
+                damage="; ".join(map(str, damage)),
+                hint=f"`modelbuild build {name}` makes it again",
+            ).problems
+        )
+    return record
+
+
+def _model(d: artifact.Descriptor) -> list[tuple[str, str]]:
+    rows = [("format", d.format), ("task", d.task or ""), ("precision", d.precision or "")]
+    for name, component in d.components.items():
+        rows.append((name, component.file))
+        for label, tensors in (("input", component.inputs), ("output", component.outputs)):
+            rows += [(f"  {label}", f"{t.name} {t.dtype} {list(t.shape)}") for t in tensors]
+    rows += [(f"setting {n}", msgspec.json.encode(v).decode()) for n, v in sorted(d.settings.items())]
+    rows += [(f"figure {n}", f"{v:.6g}") for n, v in sorted(d.metrics.items())]
+    return [(label, value) for label, value in rows if value]
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    if title:
+        click.echo(f"  {title}")
+    indent = "    " if title else "  "
+    for line in amounts.table([*rows]):
+        click.echo(indent + line)

@@ -1,0 +1,191 @@
+"""Decides for each target whether it is fresh, to be restored or to be built, and why. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from modelbuild import job, kind, manifest, sources, tools
+from modelbuild.errors import Problem, ProblemError
+from modelbuild.explain import explain
+from modelbuild.graph import Graph, Node
+from modelbuild.manifest import Manifest
+from modelbuild.record import Record
+from modelbuild.store import Store
+
+Action = Literal["fresh", "restore", "build", "maybe", "blocked"]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done for a target, and why.
+
+    `maybe`: an input will be rebuilt, and whether this follows depends on what comes out. `blocked`: it cannot be
+    built, for the `problems`. `key` is None while an input is not known.
+    """
+
+    target: str
+    action: Action
+    reasons: tuple[str, ...] = ()
+    key: str | None = None
+    manifest: Manifest | None = None
+    record: Record | None = None
+    sources: Mapping[str, job.SourceUse] = {}
+    problems: tuple[Problem, ...] = ()
+
+
+class Decider:
+    """Decides for the targets of one graph and one store. `finished` holds the records of those that are up to date.
+
+    What is built meanwhile is told by `finish`, so that decisions on what is made of it see it.
+    """
+
+    def __init__(self, graph: Graph, store: Store) -> None:
+        self.graph, self.store = graph, store
+        self.finished: dict[str, Record] = {}
+        self.decisions: dict[str, Decision] = {}
+
+    def survey(self, names: Iterable[str]) -> tuple[Decision, ...]:
+        """What is to be done for `names` (in build order, with all they need), without doing it."""
+        return tuple(self._foresee(self.graph.nodes[name]) for name in names)
+
+    def decide(self, name: str) -> Decision:
+        """What is to be done for a target whose inputs are all finished."""
+        known = self.decisions.get(name)
+        if known is None or (known.key is None and known.action != "blocked"):
+            known = self._decide(self.graph.nodes[name])
+            self._note(known)
+        return known
+
+    def finish(self, name: str, record: Record) -> None:
+        """A target was brought up to date."""
+        self.finished[name] = record
+
+    def _note(self, decision: Decision) -> None:
+        self.decisions[decision.target] = decision
+        if decision.action == "fresh" and decision.record is not None:
+            self.finished[decision.target] = decision.record
+
+    def _foresee(self, node: Node) -> Decision:
+        pending = [n for n in node.needs() if self._state(n) not in ("fresh", "restore")]
+        blocked = [n for n in pending if self._state(n) == "blocked"]
+        if blocked:
+            reasons = tuple(f"`{n}` cannot be built" for n in blocked)
+            decision = Decision(target=node.name, action="blocked", reasons=reasons)
+        elif pending:
+            decision = self._guess(node, pending)
+        else:
+            decision = self._decide(node)
+        self._note(decision)
+        return decision
+
+    def _state(self, name: str) -> Action:
+        return self.decisions[name].action
+
+    def _record_of(self, name: str) -> Record:
+        """The record an input has, or will have once it is restored."""
+        if name in self.finished:
+            return self.finished[name]
+        record = self.decisions[name].record
+        assert record is not None, name
+        return record
+
+    def _decide(self, node: Node) -> Decision:
+        try:
+            made, uses = self._manifest(node)
+        except ProblemError as e:
+            return Decision(target=node.name, action="blocked", problems=e.problems)
+        key = manifest.key(made)
+        record = self.store.record(key)
+        damage = self.store.damage(record) if record else ()
+        named = self.store.names.key(node.recipe, node.short)
+        if record and not damage and named == key:
+            return Decision(target=node.name, action="fresh", key=key, manifest=made, record=record, sources=uses)
+        reasons = explain(self.store, node, made, damage)
+        if record and not damage:
+            return Decision(
+                target=node.name, action="restore", reasons=reasons, key=key, manifest=made, record=record, sources=uses
+            )
+        missing = self._missing_tools(node, made)
+        if missing:
+            return Decision(target=node.name, action="blocked", reasons=reasons, problems=missing)
+        return Decision(target=node.name, action="build", reasons=reasons, key=key, manifest=made, sources=uses)
+
+    def _guess(self, node: Node, pending: Sequence[str]) -> Decision:
+        """With inputs yet to be made: `build` when something else changed too, else `maybe`."""
+        named = self.store.names.key(node.recipe, node.short)
+        previous = self.store.record(named) if named else None
+        assumed = previous.manifest if previous else None
+        try:
+            made, _ = self._manifest(node, assumed, pending)
+        except ProblemError as e:
+            return Decision(target=node.name, action="blocked", problems=e.problems)
+        missing = self._missing_tools(node, made)
+        if missing:
+            return Decision(target=node.name, action="blocked", problems=missing)
+        damage = self.store.damage(previous) if previous else ()
+        if assumed is None or damage or manifest.key(made) != manifest.key(assumed):
+            return Decision(target=node.name, action="build", reasons=explain(self.store, node, made, damage))
+        waits = tuple(f"may rebuild: depends on whether `{n}` comes out different" for n in pending)
+        return Decision(target=node.name, action="maybe", reasons=waits)
+
+    def _manifest(
+        self, node: Node, assumed: Manifest | None = None, pending: Sequence[str] = ()
+    ) -> tuple[Manifest, dict[str, job.SourceUse]]:
+        """A target's manifest and its sources; for fields with a pending input, `assumed` tells the digests."""
+        target = node.target
+        module = kind.load(target.kind)
+        roles = kind.fields(module.Spec)
+        uses, facts = {}, {}
+        for source in target.sources:
+            role = next(r for r in roles if r.name == source.field)
+            uses[source.field], facts[source.field] = sources.read(source, role, self.store.cache)
+        inputs: dict[str, tuple[str, ...]] = {}
+        lineage: dict[str, str] = {}
+        for role in roles:
+            if role.role != "ref":
+                continue
+            names = node.inputs[role.name]
+            if any(n in pending for n in names):
+                inputs[role.name] = assumed.inputs.get(role.name, ()) if assumed else ()
+                if role.lineage:
+                    lineage[role.name] = assumed.lineage.get(role.name, "") if assumed else ""
+                continue
+            inputs[role.name] = tuple(self._record_of(n).digest for n in names)
+            if role.lineage:
+                lineage[role.name] = manifest.lineage(self.history(names))
+        return (
+            Manifest(
+                kind=target.kind,
+                version=module.VERSION,
+                options={
+                    r.name: msgspec.to_builtins(getattr(target.spec, r.attribute)) for r in roles if r.role == "option"
+                },
+                inputs=inputs,
+                lineage=lineage,
+                sources=facts,
+                tools=tools.versions(kind.used_tools(module, target.spec)),
+                hardware=tools.hardware(module.HARDWARE),
+            ),
+            uses,
+        )
+
+    def history(self, names: Sequence[str]) -> tuple[tuple[Manifest, str], ...]:
+        """How `names` were made: the manifest and output of every stage, inputs first, equal stages once."""
+        stages = [self._record_of(n) for n in self.graph.closure(names)]
+        return tuple({r.key: (r.manifest, r.digest) for r in stages}.values())
+
+    @staticmethod
+    def _missing_tools(node: Node, made: Manifest) -> tuple[Problem, ...]:
+        extras = kind.load(node.target.kind).TOOLS
+        return tuple(
+            Problem(
+                f"the package `{name}` is not installed",
+                node.target.where,
+                (("needed by", f"`{node.name}` (kind `{node.target.kind}`)"),),
+                f"pip install 'modelbuild[{extras[name]}]'" if extras.get(name) else f"pip install {name}",
+            )
+            for name, version in made.tools.items()
+            if version is None
+        )

@@ -1,0 +1,212 @@
+"""The only module that knows doit: targets as its tasks, its runner for order, keep-going and parallel builds.
+
+doit asks a task whether it is up to date when the tasks it depends on are done, which is what lets a target be keyed
+by the content of its inputs. It remembers nothing: the store does (docs/decisions/0002-doits-seat.md).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from doit.control import TaskControl
+from doit.dependency import Dependency
+from doit.exceptions import TaskFailed
+from doit.runner import MThreadRunner, Runner
+from doit.task import Stream, Task
+
+from modelbuild import events, kind
+from modelbuild.errors import Problem, ProblemError
+from modelbuild.executors import local
+from modelbuild.graph import Graph
+from modelbuild.rebuild import Rebuilder
+
+DRAIN_S = 10.0
+"""How long an interrupted run waits for its builds to put their folders away."""
+
+
+class Forgetful:
+    """A doit database that keeps nothing beyond the run."""
+
+    def __init__(self, name: str, codec: object, *, module_name: str | None = None) -> None:
+        self.name = name
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def get(self, task_id: str, dependency: str) -> Any:
+        return self._values.get((task_id, dependency))
+
+    def set(self, task_id: str, dependency: str, value: Any) -> None:
+        self._values[task_id, dependency] = value
+
+    def in_(self, task_id: str) -> bool:
+        return any(task == task_id for task, _ in self._values)
+
+    def remove(self, task_id: str) -> None:
+        self._values = {k: v for k, v in self._values.items() if k[0] != task_id}
+
+    def remove_all(self) -> None:
+        self._values.clear()
+
+    def dump(self) -> None:
+        """Nothing outlives the run."""
+
+
+class EventReporter:
+    """Turns what doit reports into events. Builds tell their own story; what doit alone knows is who was skipped."""
+
+    desc = "modelbuild events"
+
+    def __init__(self, sink: events.Sink, names: dict[str, str]) -> None:
+        self.sink, self.names = sink, names
+
+    def add_failure(self, task: Task, fail: Any) -> None:
+        if type(fail).__name__ == "UnmetDependency":
+            because = tuple(self.names.get(n, n) for n in fail.message.split())
+            self.sink(events.Skipped(self.names[task.name], because))
+        elif not isinstance(fail, TaskFailed):
+            self.sink(events.Failed(self.names[task.name], (Problem(f"doit: {fail.get_msg()}"),)))
+
+    def runtime_error(self, message: str) -> None:
+        raise ProblemError(Problem(message))
+
+    def cleanup_error(self, exception: Any) -> None:
+        raise ProblemError(Problem(str(exception)))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Pools:
+    """Semaphores for what only one build at a time may use (doit has no resource pools)."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def using(self, resources: Sequence[str]) -> Iterator[None]:
+        """Hold all of `resources`, taken in name order so that no two builds wait for each other."""
+        with self._guard:
+            locks = [self._locks.setdefault(name, threading.Lock()) for name in sorted(resources)]
+        for lock in locks:
+            lock.acquire()
+        try:
+            yield
+        finally:
+            for lock in reversed(locks):
+                lock.release()
+
+
+class TargetTasks:
+    """The doit tasks of a graph. `failed` counts the targets that could not be brought up to date."""
+
+    def __init__(self, graph: Graph, rebuilder: Rebuilder, sink: events.Sink) -> None:
+        self.graph, self.rebuilder, self.sink = graph, rebuilder, sink
+        self.pools = Pools()
+        self.exit_code = 0
+        self.running = 0
+        self._count = threading.Lock()
+
+    def is_fresh(self, name: str) -> bool:
+        """doit's `uptodate`, asked when the inputs are done."""
+        decision = self.rebuilder.decider.decide(name)
+        if decision.action == "fresh" and decision.key is not None:
+            self.sink(events.Fresh(name, decision.key))
+        return decision.action == "fresh"
+
+    def bring(self, name: str) -> TaskFailed | None:
+        """doit's action."""
+        resources = kind.load(self.graph.nodes[name].target.kind).RESOURCES
+        with self._count:
+            self.running += 1
+        try:
+            with self.pools.using(resources):
+                self.rebuilder.bring(name)
+        except ProblemError as e:
+            self.exit_code = max(self.exit_code, e.exit_code) if self.exit_code != 1 else 1
+            self.sink(events.Failed(name, e.problems))
+            return TaskFailed(e.problems[0].title)
+        except KeyboardInterrupt:
+            return TaskFailed("interrupted")
+        finally:
+            with self._count:
+                self.running -= 1
+        return None
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A target as doit's task dictionary, without its name."""
+        node = self.graph.nodes[name]
+        link = self.rebuilder.store.names.path(node.recipe, node.short)
+        return {
+            "actions": [(self.bring, [name])],
+            "task_dep": [task_name(n) for n in node.needs()],
+            "targets": [str(link)],
+            "uptodate": [(self.is_fresh, [name])],
+            "io": {"capture": False},
+            "doc": f"{node.target.kind} {node.target.where}",
+            "meta": {"target": name, "kind": node.target.kind},
+        }
+
+    def tasks(self, names: Sequence[str]) -> list[Task]:
+        """The tasks of `names`."""
+        return [Task(task_name(n), **self.describe(n)) for n in names]
+
+
+def task_name(name: str) -> str:
+    """A target's name as doit takes it: `=` means something else on its command line."""
+    return name.replace("=", "~")
+
+
+def run(
+    graph: Graph, rebuilder: Rebuilder, names: Sequence[str], sink: events.Sink, *, jobs: int, keep_going: bool
+) -> int:
+    """Bring `names` and all they need up to date with `jobs` builds at a time; the exit code."""
+    closure = graph.closure(names)
+    targets = TargetTasks(graph, rebuilder, sink)
+    control = TaskControl(targets.tasks(closure))
+    control.process([task_name(n) for n in names])
+    memory = Dependency(Forgetful, "")
+    reporter = EventReporter(sink, {task_name(n): n for n in closure})
+    common = (memory, reporter, keep_going, False, Stream(0))
+    runner = Runner(*common) if jobs == 1 else MThreadRunner(*common, num_process=jobs)
+    with _interruptible():
+        try:
+            failed = runner.run_all(control.task_dispatcher())
+            if local.stopping():
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            local.stop()
+            deadline = time.monotonic() + DRAIN_S
+            while targets.running and time.monotonic() < deadline:
+                time.sleep(0.02)
+            raise
+    return targets.exit_code or int(failed != 0)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: builds stopped, their folders put away."""
+
+    def interrupt(number: int, frame: object) -> None:
+        local.stop()
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, interrupt) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def dodo(graph: Graph, rebuilder: Rebuilder, sink: events.Sink) -> Iterator[dict[str, Any]]:
+    """The task dictionaries of every target, for a `dodo.py`."""
+    targets = TargetTasks(graph, rebuilder, sink)
+    for name in graph.nodes:
+        recipe, _, short = task_name(name).partition(":")
+        yield {"basename": recipe, "name": short, **targets.describe(name)}
