@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -59,6 +60,9 @@ def check(role: FieldRole, entry: Entry, variables: Variables, project: Path) ->
     """The option as its kind's type has it; a `ProblemError` when it does not fit."""
     key, node = entry
     written = variables.value(node)
+    if not _finite(written):
+        title = f"option `{role.name}` holds a number that is not finite"
+        raise problem(title, where=node.where, hint="leave the option out for no limit, where it allows that")
     try:
         value = msgspec.convert(written, role.type, str_keys=True)
     except msgspec.ValidationError as e:
@@ -69,6 +73,15 @@ def check(role: FieldRole, entry: Entry, variables: Variables, project: Path) ->
     if role.role == "ref":
         return Option(value, key.where, tuple(reference(role.name, text, at) for text, at in items))
     return Option(value, key.where, (), tuple(_source(role, text, at, project) for text, at in items))
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number is: keys and jobs are JSON, which would turn the others into null."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def reference(field: str, text: Any, node: Node) -> Reference:

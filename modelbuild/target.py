@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +79,20 @@ class Checker:
                     Problem("too many problems: the targets from here on were not checked", section.key.where)
                 )
                 break
+            misnamed = list(_name_problems(base, section.key, folded))
+            self.problems += misnamed
             try:
-                self._check_name(base, section.key, folded)
                 variants = self._variants(base, section)
             except ProblemError as e:
                 self.problems += e.problems
+                continue
+            if misnamed:
                 continue
             if len(found) + len(variants) > MOST_TARGETS:
                 self.problems.append(Problem(f"more than {MOST_TARGETS} targets in one recipe", section.key.where))
                 break
             found.update((t.name, t) for t in variants)
         return found
-
-    def _check_name(self, name: str, key: Node, folded: dict[str, Span]) -> None:
-        if not option.NAME.fullmatch(name):
-            raise ProblemError(name_problem("target", name, key.where))
-        first = folded.setdefault(name.casefold(), key.where)
-        if first is not key.where and first != key.where:
-            hint = "some file systems cannot tell them apart"
-            raise problem(
-                f"target `{name}` differs from another in case alone", where=key.where, first=first, hint=hint
-            )
 
     def _variants(self, base: str, section: Section) -> list[Target]:
         loaded = self._kind(base, section)
@@ -300,6 +293,17 @@ def name_problem(what: str, name: str, where: Span) -> Problem:
     """A model or target name that could not be a file name everywhere."""
     hint = "use letters, digits, `_`, `-` and `.`, at most 100, and do not start with `.` or `-`"
     return Problem(f"`{brief(name)}` cannot be the name of a {what}", where, hint=hint)
+
+
+def _name_problems(name: str, key: Node, folded: dict[str, Span]) -> Iterator[Problem]:
+    """What is wrong with a target's name; `folded` holds the names so far with their case folded."""
+    if not option.NAME.fullmatch(name):
+        yield name_problem("target", name, key.where)
+    first = folded.setdefault(name.casefold(), key.where)
+    if first != key.where:
+        hint = "some file systems cannot tell them apart"
+        title = f"target `{brief(name)}` differs from another in case alone"
+        yield Problem(title, key.where, (("first", str(first)),), hint)
 
 
 def _axis_names(section: Section) -> Mapping[str, Entry]:
