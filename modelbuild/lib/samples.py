@@ -105,10 +105,10 @@ class Samples:
 
         self.folder = folder
         self.header = msgspec.json.decode((folder / HEADER).read_bytes(), type=Header)
-        self._arrays: dict[str, np.ndarray[Any, Any]] = {
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {
             name: np.load(folder / file, mmap_mode="r", allow_pickle=False) for name, file in self.header.arrays.items()
         }
-        if not self._arrays:
+        if not self.arrays:
             self._tokens = np.memmap(folder / TOKENS, dtype="<i4", mode="r")
             self._types = np.memmap(folder / TYPES, dtype="u1", mode="r") if self.header.pairs else None
             self._spans = np.memmap(folder / SPANS, dtype="<i8", mode="r").reshape(-1, 2)
@@ -119,14 +119,14 @@ class Samples:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the inputs the samples can give: a graph takes those it needs."""
-        return tuple(self._arrays) or TEXT_INPUTS
+        return tuple(self.arrays) or TEXT_INPUTS
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
         """Tokens per sample, int64 [samples]; all 1 for tensors."""
         import numpy as np
 
-        if self._arrays:
+        if self.arrays:
             return np.ones(len(self), dtype=np.int64)
         return np.asarray(self._spans[:, 1] - self._spans[:, 0])
 
@@ -165,13 +165,13 @@ class Samples:
         order = np.argsort(self.lengths, kind="stable") if sort_by_length else np.arange(len(self))
         for first in range(0, len(self), size):
             chosen = order[first : first + size]
-            whole = self._arrays_of(chosen, wanted) if self._arrays else self._texts_of(chosen, pad)
+            whole = self._arrays_of(chosen, wanted) if self.arrays else self._texts_of(chosen, pad)
             yield {n: whole[n].astype((dtypes or {}).get(n, whole[n].dtype), copy=False) for n in wanted}
 
     def _arrays_of(self, chosen: np.ndarray[Any, Any], wanted: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         import numpy as np
 
-        return {name: np.ascontiguousarray(self._arrays[name][chosen]) for name in wanted}
+        return {name: np.ascontiguousarray(self.arrays[name][chosen]) for name in wanted}
 
     def _texts_of(self, chosen: np.ndarray[Any, Any], pad: int | None) -> dict[str, np.ndarray[Any, Any]]:
         import numpy as np
