@@ -41,8 +41,9 @@ class Decider:
     What is built meanwhile is told by `finish`, so that decisions on what is made of it see it.
     """
 
-    def __init__(self, graph: Graph, store: Store) -> None:
-        self.graph, self.store = graph, store
+    def __init__(self, graph: Graph, store: Store, *, verify: bool = False) -> None:
+        """`verify`: read every artifact's content instead of trusting an unchanged stat."""
+        self.graph, self.store, self.verify = graph, store, verify
         self.finished: dict[str, Record] = {}
         self.decisions: dict[str, Decision] = {}
 
@@ -51,16 +52,17 @@ class Decider:
         return tuple(self._foresee(self.graph.nodes[name]) for name in names)
 
     def decide(self, name: str) -> Decision:
-        """What is to be done for a target whose inputs are all finished."""
+        """What is to be done for a target now: exact when its inputs are up to date, else as far as can be told."""
+        node = self.graph.nodes[name]
+        self.survey(n for n in self.graph.closure(node.needs()) if n not in self.decisions)
         known = self.decisions.get(name)
-        if known is None or (known.key is None and known.action != "blocked"):
-            known = self._decide(self.graph.nodes[name])
-            self._note(known)
+        if known is None or (known.key is None and not known.problems):
+            known = self._foresee(node)
         return known
 
     def finish(self, name: str, record: Record) -> None:
         """A target was brought up to date."""
-        self.finished[name] = record
+        self._note(Decision(target=name, action="fresh", key=record.key, manifest=record.manifest, record=record))
 
     def _note(self, decision: Decision) -> None:
         self.decisions[decision.target] = decision
@@ -98,7 +100,7 @@ class Decider:
             return Decision(target=node.name, action="blocked", problems=e.problems)
         key = manifest.key(made)
         record = self.store.record(key)
-        damage = self.store.damage(record) if record else ()
+        damage = self.store.damage(record, read=self.verify) if record else ()
         named = self.store.names.key(node.recipe, node.short)
         if record and not damage and named == key:
             return Decision(target=node.name, action="fresh", key=key, manifest=made, record=record, sources=uses)

@@ -102,6 +102,13 @@ class StatCache:
             except sqlite3.Error:
                 self._database = _memory()
 
+    def forget(self, stat: os.stat_result) -> None:
+        """Trust this file's stat no more: its content was found to be something else."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._database.execute(
+                "delete from files where device = ? and inode = ?", (_signed(stat.st_dev), _signed(stat.st_ino))
+            )
+
     def close(self) -> None:
         """Write what was learnt."""
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import msgspec
 
 
@@ -55,6 +57,21 @@ def problem(title: str, *, where: Span | None = None, hint: str | None = None, *
     """A `ProblemError` of one problem, to raise: keyword arguments become its facts, `_` shown as a space."""
     named = tuple((name.replace("_", " ").strip(), str(value)) for name, value in facts.items())
     return ProblemError(Problem(title, where, named, hint))
+
+
+def from_os_error(error: OSError) -> Problem:
+    """A full disk, a missing permission and their like, in the system's words."""
+    title = (error.strerror or str(error)).lower()
+    facts = (("path", str(error.filename)),) if error.filename else ()
+    return Problem(title, facts=facts, hint=_OS_HINTS.get(error.errno or 0))
+
+
+_OS_HINTS = {
+    errno.ENOSPC: "free some space: `modelbuild gc` removes artifacts that no recipe names",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "check the permissions of the folder",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`) or lower `--jobs`",
+}
 
 
 def suggestion(word: str, known: object) -> str | None:

@@ -47,8 +47,7 @@ def sentence(change: Change, node: Node) -> str:
         case "option":
             return f"option `{name}`: {_short(change.old)} → {_short(change.new)}"
         case "input":
-            names = ", ".join(f"`{n}`" for n in node.inputs.get(name, ())) or "nothing"
-            return f"input {names} ({name}) has other content"
+            return _input_sentence(change, name, node.inputs.get(name, ()))
         case "lineage":
             names = ", ".join(f"`{n}`" for n in node.inputs.get(name, ()))
             return f"the history of {names} ({name}), which it contains, has changed"
@@ -65,6 +64,15 @@ def sentence(change: Change, node: Node) -> str:
             return f"kind `{node.target.kind}` makes another output since version {change.new} (was {change.old})"
         case _:
             return f"{change.fact}: {_short(change.old)} → {_short(change.new)}"
+
+
+def _input_sentence(change: Change, field: str, names: Sequence[str]) -> str:
+    """Which of a field's inputs differ, where the same number of them tells."""
+    old, new = (change.old or "").split(), (change.new or "").split()
+    if len(old) != len(new) or len(new) != len(names):
+        return f"`{field}` refers to {len(names)} inputs, before to {len(old)}"
+    differing = ", ".join(f"`{n}`" for n, a, b in zip(names, old, new, strict=True) if a != b)
+    return f"input {differing} ({field}) has other content"
 
 
 def _short(value: str | None) -> str:

@@ -67,3 +67,13 @@ class Done(Message, frozen=True, tag="done"):
 
 
 AnyMessage = Progress | Log | Metric | Linked | Failed | Done
+
+
+def dump(task: Job) -> bytes:
+    """The job as the JSON of its file."""
+    return msgspec.json.format(msgspec.json.encode(task, enc_hook=str), indent=2) + b"\n"
+
+
+def load(data: bytes) -> Job:
+    """The job in a file's bytes; raises `msgspec.MsgspecError` when it is none."""
+    return msgspec.json.decode(data, type=Job, dec_hook=lambda kind, text: kind(text))

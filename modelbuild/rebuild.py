@@ -12,19 +12,18 @@ from modelbuild import events, job, kind, lock, manifest, sources
 from modelbuild.decide import Decider, Decision
 from modelbuild.errors import BuildError, Problem, ProblemError
 from modelbuild.executors import local
-from modelbuild.graph import Graph, Node
+from modelbuild.graph import Node
 from modelbuild.manifest import Manifest
 from modelbuild.names import Reasons
 from modelbuild.record import Figure, Record, tree
-from modelbuild.store import Store
 
 
 class Rebuilder:
     """Does what the decider says for the targets of one graph in one store, and tells `sink`."""
 
-    def __init__(self, graph: Graph, store: Store, sink: events.Sink) -> None:
-        self.graph, self.store, self.sink = graph, store, sink
-        self.decider = Decider(graph, store)
+    def __init__(self, decider: Decider, sink: events.Sink) -> None:
+        self.decider, self.sink = decider, sink
+        self.graph, self.store = decider.graph, decider.store
 
     def bring(self, name: str) -> None:
         """Restore or build a target that `decide` says is not fresh; a `BuildError` where that fails."""
@@ -81,7 +80,7 @@ class Rebuilder:
         try:
             started = time.monotonic()
             task = self._job(node, decision, place)
-            (place / "job.json").write_bytes(msgspec.json.format(msgspec.json.encode(task), indent=2))
+            (place / "job.json").write_bytes(job.dump(task))
             outcome = local.run(place / "job.json", place / "log", lambda m: self._relay(node, m))
             if local.stopping():
                 raise KeyboardInterrupt
@@ -122,9 +121,9 @@ class Rebuilder:
     def _failed(self, node: Node, key: str, place: Path, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
         """The problems of a failed build with its place, its log and the command that repeats it alone."""
         kept = self.store.keep_failed(key, place)
-        task = msgspec.json.decode((kept / "job.json").read_bytes(), type=job.Job)
+        task = job.load((kept / "job.json").read_bytes())
         task = msgspec.structs.replace(task, out=kept / "out", scratch=kept / "scratch")
-        (kept / "job.json").write_bytes(msgspec.json.format(msgspec.json.encode(task), indent=2))
+        (kept / "job.json").write_bytes(job.dump(task))
         shutil.rmtree(kept / "scratch", ignore_errors=True)
         first, *rest = problems
         facts = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modelbuild import digest
 from modelbuild.digest import StatCache
-from modelbuild.errors import Problem, ProblemError, problem
+from modelbuild.errors import Problem, ProblemError, problem, suggestion
 from modelbuild.job import SourceUse
 from modelbuild.kind import FieldRole
 from modelbuild.manifest import SourceFact
@@ -91,8 +91,6 @@ def _in_folder(path: Path, patterns: Sequence[str]) -> set[Path]:
 
 
 def _missing(path: Path, source: SourceRef) -> Problem:
-    from modelbuild.errors import suggestion
-
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = suggestion(path.name, beside) if beside else f"the folder `{path.parent}` does not exist either"
     return Problem(f"`{source.text}` does not exist", source.where, (("looked for", str(path)),), hint)

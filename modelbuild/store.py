@@ -96,7 +96,7 @@ class Store:
         record = unseal(data)
         return record if record and record.key == key else None
 
-    def keys(self) -> Iterator[str]:
+    def all_keys(self) -> Iterator[str]:
         """Every key with a folder in the store, damaged ones included."""
         with contextlib.suppress(FileNotFoundError):
             yield from sorted(n for n in os.listdir(self.root) if KEY.fullmatch(n))  # noqa: PTH208
@@ -134,12 +134,19 @@ class Store:
         try:
             actual = digest.of_file(path) if read else self.cache.digest(path, info)
         except OSError as e:
-            return f"cannot be read: {e.strerror}"
-        return None if actual == file.digest else "has other content"
+            return f"cannot be read: {(e.strerror or str(e)).lower()}"
+        if actual == file.digest:
+            return None
+        self.cache.forget(info)
+        return "has other content"
 
     def building(self) -> contextlib.AbstractContextManager[None]:
         """Held by every build: `gc` waits for it."""
         return lock.shared(self.root / "builds.lock")
+
+    def idle(self, waiting: lock.Waiting) -> contextlib.AbstractContextManager[None]:
+        """Held by what removes artifacts: no build runs meanwhile. `waiting` is called when one has to end first."""
+        return lock.sole(self.root / "builds.lock", waiting)
 
     def lock_path(self, key: str) -> Path:
         return self.root / "locks" / key

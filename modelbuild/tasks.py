@@ -7,23 +7,28 @@ by the content of its inputs. It remembers nothing: the store does (docs/decisio
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from doit.control import TaskControl
 from doit.dependency import Dependency
-from doit.exceptions import TaskFailed
+from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream, Task
 
-from modelbuild import events, kind
-from modelbuild.errors import Problem, ProblemError
+from modelbuild import events, kind, project
+from modelbuild.decide import Decider
+from modelbuild.errors import BuildError, Problem, ProblemError, from_os_error
 from modelbuild.executors import local
-from modelbuild.graph import Graph
 from modelbuild.rebuild import Rebuilder
+from modelbuild.report.color import wanted
+from modelbuild.report.errors import render
+from modelbuild.report.plain import Lines
 
 DRAIN_S = 10.0
 """How long an interrupted run waits for its builds to put their folders away."""
@@ -104,10 +109,11 @@ class Pools:
 class TargetTasks:
     """The doit tasks of a graph. `failed` counts the targets that could not be brought up to date."""
 
-    def __init__(self, graph: Graph, rebuilder: Rebuilder, sink: events.Sink) -> None:
-        self.graph, self.rebuilder, self.sink = graph, rebuilder, sink
+    def __init__(self, rebuilder: Rebuilder) -> None:
+        self.rebuilder, self.graph, self.sink = rebuilder, rebuilder.graph, rebuilder.sink
         self.pools = Pools()
         self.exit_code = 0
+        self.crash: Exception | None = None
         self.running = 0
         self._count = threading.Lock()
 
@@ -127,15 +133,24 @@ class TargetTasks:
             with self.pools.using(resources):
                 self.rebuilder.bring(name)
         except ProblemError as e:
-            self.exit_code = max(self.exit_code, e.exit_code) if self.exit_code != 1 else 1
-            self.sink(events.Failed(name, e.problems))
-            return TaskFailed(e.problems[0].title)
+            return self._fail(name, e)
+        except OSError as e:
+            return self._fail(name, BuildError(from_os_error(e)))
         except KeyboardInterrupt:
             return TaskFailed("interrupted")
+        except Exception as e:
+            self.crash = e
+            return TaskFailed("internal error")
         finally:
             with self._count:
                 self.running -= 1
         return None
+
+    def _fail(self, name: str, error: ProblemError) -> TaskFailed:
+        """Tell of a failure; a build that failed outweighs one that could not be tried."""
+        self.exit_code = error.exit_code if self.exit_code != BuildError.exit_code else self.exit_code
+        self.sink(events.Failed(name, error.problems))
+        return TaskFailed(error.problems[0].title)
 
     def describe(self, name: str) -> dict[str, Any]:
         """A target as doit's task dictionary, without its name."""
@@ -161,16 +176,14 @@ def task_name(name: str) -> str:
     return name.replace("=", "~")
 
 
-def run(
-    graph: Graph, rebuilder: Rebuilder, names: Sequence[str], sink: events.Sink, *, jobs: int, keep_going: bool
-) -> int:
+def run(rebuilder: Rebuilder, names: Sequence[str], *, jobs: int, keep_going: bool) -> int:
     """Bring `names` and all they need up to date with `jobs` builds at a time; the exit code."""
-    closure = graph.closure(names)
-    targets = TargetTasks(graph, rebuilder, sink)
+    closure = rebuilder.graph.closure(names)
+    targets = TargetTasks(rebuilder)
     control = TaskControl(targets.tasks(closure))
     control.process([task_name(n) for n in names])
     memory = Dependency(Forgetful, "")
-    reporter = EventReporter(sink, {task_name(n): n for n in closure})
+    reporter = EventReporter(rebuilder.sink, {task_name(n): n for n in closure})
     common = (memory, reporter, keep_going, False, Stream(0))
     runner = Runner(*common) if jobs == 1 else MThreadRunner(*common, num_process=jobs)
     with _interruptible():
@@ -184,6 +197,8 @@ def run(
             while targets.running and time.monotonic() < deadline:
                 time.sleep(0.02)
             raise
+    if targets.crash is not None:
+        raise targets.crash
     return targets.exit_code or int(failed != 0)
 
 
@@ -204,9 +219,14 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def dodo(graph: Graph, rebuilder: Rebuilder, sink: events.Sink) -> Iterator[dict[str, Any]]:
-    """The task dictionaries of every target, for a `dodo.py`."""
-    targets = TargetTasks(graph, rebuilder, sink)
-    for name in graph.nodes:
+def dodo(folder: Path) -> Iterator[dict[str, Any]]:
+    """The task dictionaries of every target of a project, for its `dodo.py`."""
+    try:
+        opened = project.load(folder.resolve(), {})
+        opened.store.prepare()
+    except ProblemError as e:
+        raise InvalidDodoFile(render(e.problems, wanted(sys.stderr))) from None
+    targets = TargetTasks(Rebuilder(Decider(opened.graph, opened.store), Lines(sys.stderr, wanted(sys.stderr))))
+    for name in opened.graph.nodes:
         recipe, _, short = task_name(name).partition(":")
         yield {"basename": recipe, "name": short, **targets.describe(name)}

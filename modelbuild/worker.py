@@ -23,8 +23,8 @@ import msgspec
 
 from modelbuild import artifact, kind
 from modelbuild.artifact import Artifact, Descriptor
-from modelbuild.errors import Problem, ProblemError
-from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress
+from modelbuild.errors import Problem, ProblemError, from_os_error
+from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress, load
 
 FICLONE = 0x40049409
 """`ioctl` request that makes a file share another's extents (Linux `ioctl_ficlone(2)`: btrfs, xfs, bcachefs)."""
@@ -165,7 +165,7 @@ def run(job: Job, talk: Talk) -> bool:
         talk(Failed((Problem("out of memory", hint="see the log for what was being done"),)))
     except OSError as e:
         traceback.print_exc()
-        talk(Failed((_system_problem(e),)))
+        talk(Failed((from_os_error(e),)))
     except Exception as e:
         traceback.print_exc()
         cause = (str(e).strip() or repr(e)).splitlines()[0]
@@ -185,13 +185,6 @@ def _missing_module(name: str, error: ModuleNotFoundError) -> Problem:
     )
 
 
-def _system_problem(error: OSError) -> Problem:
-    title = (error.strerror or str(error)).lower()
-    hints = {errno.ENOSPC: "free some space; `modelbuild gc` removes artifacts that no recipe names"}
-    facts = (("path", str(error.filename)),) if error.filename else ()
-    return Problem(title, facts=facts, hint=hints.get(error.errno or 0))
-
-
 def _die_with_driver() -> None:
     """End this process group when the driver is gone: its end of our standard input closes."""
 
@@ -209,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("job", type=Path, help="the job file")
     parser.add_argument("--events", type=int, help="a file descriptor for messages to the driver")
     options = parser.parse_args(arguments)
-    job = msgspec.json.decode(options.job.read_bytes(), type=Job)
+    job = load(options.job.read_bytes())
     if options.events is None:
         shutil.rmtree(job.out, ignore_errors=True)
         talk = Talk(None)

@@ -13,10 +13,9 @@ import click
 
 from modelbuild import events
 from modelbuild.commands.options import json_option, opens_project, targets_argument
-from modelbuild.decide import Decision
+from modelbuild.decide import Decider
 from modelbuild.errors import ProblemError
 from modelbuild.project import Project
-from modelbuild.rebuild import Rebuilder
 from modelbuild.report.color import wanted
 
 
@@ -24,11 +23,18 @@ from modelbuild.report.color import wanted
 @targets_argument
 @click.option("-j", "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Builds at a time.")
 @click.option("-k", "--keep-going", is_flag=True, help="Build what does not need what failed.")
+@click.option("--verify", is_flag=True, help="Read every artifact back instead of trusting its unchanged stat.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but failures.")
 @json_option
 @opens_project
 def command(
-    project: Project, patterns: tuple[str, ...], jobs: int, keep_going: bool, quiet: bool, as_json: bool
+    project: Project,
+    patterns: tuple[str, ...],
+    jobs: int,
+    keep_going: bool,
+    verify: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Bring TARGETs up to date, and only what is stale under them.
 
@@ -44,9 +50,8 @@ def command(
             tally(event)
             report(event)
 
-        rebuilder = Rebuilder(project.graph, project.store, sink)
-        surveyed = rebuilder.decider.survey(project.graph.closure(names))
-        code = _bring(project, rebuilder, names, surveyed, sink, jobs, keep_going)
+        decider = Decider(project.graph, project.store, verify=verify)
+        code = _bring(project, decider, names, sink, jobs, keep_going)
     if not quiet and not as_json:
         click.echo(tally.summary(time.monotonic() - started), err=True)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -58,26 +63,23 @@ def command(
 
 
 def _bring(
-    project: Project,
-    rebuilder: Rebuilder,
-    names: tuple[str, ...],
-    surveyed: tuple[Decision, ...],
-    sink: events.Sink,
-    jobs: int,
-    keep_going: bool,
+    project: Project, decider: Decider, names: tuple[str, ...], sink: events.Sink, jobs: int, keep_going: bool
 ) -> int:
-    """Run what the survey found stale: doit is loaded only when something is."""
-    blocked = tuple(d for d in surveyed if d.action == "blocked" and d.problems)
+    """Run what a survey finds stale: doit and the rebuilder are loaded only when something is."""
+    surveyed = decider.survey(project.graph.closure(names))
+    blocked = tuple(p for d in surveyed for p in d.problems)
     if blocked and not keep_going:
-        raise ProblemError(*(p for d in blocked for p in d.problems))
+        raise ProblemError(*blocked)
     if all(d.action == "fresh" for d in surveyed):
         for decision in surveyed:
             sink(events.Fresh(decision.target, decision.key or ""))
         return 0
     from modelbuild import tasks
+    from modelbuild.rebuild import Rebuilder
 
     project.store.prepare()
-    return tasks.run(project.graph, rebuilder, names, sink, jobs=jobs, keep_going=keep_going)
+    rebuilder = Rebuilder(decider, sink)
+    return tasks.run(rebuilder, names, jobs=jobs, keep_going=keep_going)
 
 
 class Tally:
