@@ -34,37 +34,14 @@ from modelbuild import kind
 from modelbuild.artifact import Component, Descriptor
 from modelbuild.errors import problem
 from modelbuild.kind import Anywhere, Context, Files, Package, Source, SpecError
+from modelbuild.lib.checkpoint_files import EXTRAS, TOKENIZER, WEIGHT_FILES
 
 VERSION = 1
 TOOLS = {"huggingface_hub": "export", "torch": "export", "safetensors": "export"}
 HARDWARE = ()
 RESOURCES = ()
 
-FILES = Files(
-    (
-        "config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "pytorch_model*.bin",
-        "pytorch_model.bin.index.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-        "*.model",
-        "chat_template.jinja",
-        "chat_template.json",
-        "modules.json",
-        "sentence_bert_config.json",
-        "config_sentence_transformers.json",
-        "*/config.json",
-    )
-)
+FILES = Files((*WEIGHT_FILES, *TOKENIZER, *EXTRAS))
 
 
 class Spec(kind.Spec, frozen=True, kw_only=True):

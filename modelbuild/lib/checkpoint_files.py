@@ -16,6 +16,7 @@ from modelbuild.errors import problem
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 CONFIG = "config.json"
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", PICKLED_INDEX)
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",

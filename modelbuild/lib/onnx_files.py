@@ -266,3 +266,15 @@ def _put_beside(tensor: Any, stream: Any, values: Any, name: str) -> None:
     del tensor.external_data[:]
     for key, value in entry.items():
         tensor.external_data.add(key=key, value=value)
+
+
+def embedding_rows(model: Any) -> int | None:
+    """How many token ids the graph has embeddings for: the rows of the table that `input_ids` indexes, if found."""
+    rows = {t.name: t.dims[0] for t in model.graph.initializer if len(t.dims) == 2}
+    ids = {"input_ids"}
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Identity") and node.input[0] in ids:
+            ids.add(node.output[0])
+        elif node.op_type == "Gather" and node.input[1] in ids and node.input[0] in rows:
+            return int(rows[node.input[0]])
+    return None

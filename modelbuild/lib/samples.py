@@ -8,6 +8,7 @@ first axis is the samples. All are memory-mapped: memory does not grow with the 
 
 from __future__ import annotations
 
+import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def write_texts(folder: Path, samples: Iterable[Encoded], header: Header, order:
     import numpy as np
 
     folder.mkdir(parents=True, exist_ok=True)
-    ends: list[int] = [0]
+    ends = array.array("q", [0])
     with (folder / TOKENS).open("wb") as tokens, (folder / TYPES).open("wb") as types:
         for sample in samples:
             tokens.write(np.asarray(sample.ids, dtype="<i4").tobytes())

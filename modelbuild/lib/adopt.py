@@ -1,0 +1,59 @@
+"""Finished ONNX files from elsewhere: whether they are whole, stay in their folder, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modelbuild.artifact import Component
+from modelbuild.errors import ProblemError, problem
+from modelbuild.lib import onnx_files, sessions
+
+TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+BATCH, LENGTH = 2, 8
+
+
+def examine(path: Path, hashed: Sequence[Path]) -> tuple[Any, tuple[Path, ...]]:
+    """The graph in `path` without its weights, and the files of weights beside it.
+
+    A `ProblemError` when the file is corrupt or invalid, or its weights are missing, truncated, outside its folder,
+    or not among `hashed` (a change of them would go unnoticed).
+    """
+    model = onnx_files.load(path, weights=False)
+    beside = onnx_files.require_external(model, path)
+    unseen = sorted(set(beside) - set(hashed))
+    if unseen:
+        raise problem(
+            f"the weights of `{path.name}` are in a file that is not watched",
+            file=unseen[0].name,
+            hint=f"name it `{path.name}.data` and save the model with that location",
+        )
+    onnx_files.check(path)
+    if not model.graph.output:
+        raise problem(f"`{path.name}` has no outputs", file=path)
+    return model, beside
+
+
+def try_out(path: Path, component: Component) -> str:
+    """Load the model in ONNX Runtime and run it once with made-up inputs; what happened, in a line.
+
+    A `ProblemError` when it does not load, or when it takes plain text inputs and does not run. Inputs of other
+    kinds may have conditions that made-up values do not meet: then that is what the line says.
+    """
+    session = sessions.open_session(path, threads=1, optimize=False)
+    sizes: dict[str, int] = {}
+    for tensor in component.inputs:
+        for axis, dim in enumerate(tensor.shape):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, BATCH if axis == 0 else LENGTH)
+    try:
+        inputs = sessions.random_inputs(component.inputs, sizes)
+        with sessions.failures(f"`{path.name}` loads but does not run"):
+            outputs = session.run(None, inputs)
+    except ProblemError as e:
+        if {t.name for t in component.inputs} <= TEXT_INPUTS:
+            raise
+        return f"loads; made-up inputs do not fit it, so it was not run ({e.problems[0].facts[0][1][:120]})"
+    got = ", ".join(f"`{o.name}` {list(v.shape)}" for o, v in zip(component.outputs, outputs, strict=True))
+    return f"runs: {got}"

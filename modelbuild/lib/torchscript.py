@@ -1,0 +1,146 @@
+"""The TorchScript exporter, traced without the weights: the graph comes out small, the weights join it when written.
+
+Stock export folds and serializes the weights several times over (MiniLM: 1.7 CPU-s and 330 MB over the model; this way
+0.6 CPU-s and 150 MB). What its constant folding would have done to a graph without weights is done here instead.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from modelbuild.lib.onnx_files import Weight
+
+PREFIX = "model."
+
+
+class TorchWeight(msgspec.Struct, frozen=True):
+    """A parameter, with its axes permuted as the graph wants them."""
+
+    tensor: Any
+    axes: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape[a] for a in self.axes)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.tensor.nbytes)
+
+    def array(self) -> Any:
+        return self.tensor.permute(self.axes).contiguous().numpy()
+
+
+def trace(
+    model: Any, sample: Mapping[str, Any], outputs: Mapping[str, Mapping[int, str]], opset: int
+) -> tuple[Any, dict[str, Weight]]:
+    """The model's graph (a `ModelProto`) traced on `sample`, and its weights by initializer name.
+
+    Inputs have the dynamic axes `batch` and `sequence`; `outputs` names attributes of the model's result and their
+    dynamic axes. Weights keep the parameters' names; those the graph uses transposed get `.T` appended.
+    """
+    import onnx
+    import torch
+
+    wrapper = _wrapped(torch, model, tuple(sample), tuple(outputs))
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracer warnings, and the exporter's deprecation
+        torch.onnx.export(
+            wrapper,
+            tuple(sample.values()),
+            file,
+            dynamo=False,
+            opset_version=opset,
+            export_params=False,
+            do_constant_folding=False,
+            input_names=list(sample),
+            output_names=list(outputs),
+            dynamic_axes={
+                **{n: {0: "batch", 1: "sequence"} for n in sample},
+                **{n: dict(a) for n, a in outputs.items()},
+            },
+        )
+    graph = onnx.load_from_string(file.getvalue())
+    state = {name: tensor.detach() for name, tensor in wrapper.state_dict().items()}
+    return graph, _graft(graph.graph, state, set(sample))
+
+
+def _wrapped(torch: Any, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    """The model as a module that takes its inputs by place and returns just the wanted outputs."""
+
+    class Positional(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> Any:
+            result = self.model(**dict(zip(inputs, values, strict=True)), return_dict=True)
+            return tuple(getattr(result, name) for name in outputs)
+
+    return Positional().eval()
+
+
+def _graft(graph: Any, state: Mapping[str, Any], inputs: set[str]) -> dict[str, Weight]:
+    """Turn the graph's weight inputs into references to initializers yet to be written; returns those.
+
+    A transposed weight becomes an initializer of its own, and constants are folded through `Unsqueeze`: ONNX
+    Runtime's fusions look for the graph that is left.
+    """
+    named = {name: name.removeprefix(PREFIX) for name in state}
+    kept = [i for i in graph.input if i.name in inputs]
+    del graph.input[:]
+    graph.input.extend(kept)
+    aliases: dict[str, str] = {}
+    weights: dict[str, Weight] = {}
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Transpose" and node.input[0] in state:
+            tensor = state[node.input[0]]
+            axes = next(
+                (tuple(a.ints) for a in node.attribute if a.name == "perm"), tuple(reversed(range(tensor.ndim)))
+            )
+            name = aliases[node.output[0]] = named[node.input[0]] + ".T"
+            weights[name] = TorchWeight(tensor, axes)
+            continue
+        for i, name in enumerate(node.input):
+            if name in aliases:
+                node.input[i] = aliases[name]
+            elif name in state:
+                node.input[i] = named[name]
+                weights[named[name]] = TorchWeight(state[name], tuple(range(state[name].ndim)))
+        nodes.append(node)
+    nodes = _fold(nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return weights
+
+
+def _fold(nodes: list[Any]) -> list[Any]:
+    """Fold `Unsqueeze` of constants, and leave out constants that nothing reads any more."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    constants: dict[str, Any] = {}
+    folded = []
+    for node in nodes:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        elif node.op_type == "Unsqueeze" and all(name in constants for name in node.input):
+            value, axes = (constants[name] for name in node.input)
+            result = constants[node.output[0]] = np.expand_dims(value, tuple(int(a) for a in axes))
+            node = helper.make_node(
+                "Constant", [], list(node.output), name=node.name, value=numpy_helper.from_array(result)
+            )
+        folded.append(node)
+    used = {name for node in folded for name in node.input}
+    return [n for n in folded if n.op_type != "Constant" or n.output[0] in used]
