@@ -8,13 +8,14 @@ those of the core schema. Bounded, so that no file can cost more than a moment (
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
 from modelbuild.errors import Problem, ProblemError, Span, problem
+from modelbuild.node import LINE_BREAK, Node, TextFile, brief
 from modelbuild.scalar import Scalar, resolve
 
 LARGEST_FILE = 1 << 20
@@ -26,7 +27,6 @@ DEEPEST = 64
 MOST_PROBLEMS = 100
 """Of one file, before the rest of it is not looked at."""
 
-_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS: dict[str, Callable[[Scalar], bool]] = {
@@ -35,55 +35,6 @@ _SCALAR_TAGS: dict[str, Callable[[Scalar], bool]] = {
     f"{_TAG}bool": lambda v: isinstance(v, bool),
     f"{_TAG}null": lambda v: v is None,
 }
-
-
-class TextFile:
-    """A file's text by lines: `path` is absolute, `shown` is what messages call it."""
-
-    __slots__ = ("lines", "path", "shown", "text")
-
-    def __init__(self, path: Path, shown: str, text: str) -> None:
-        self.path, self.shown, self.text = path, shown, text
-        self.lines = _BREAK.split(text)
-
-    def span(self, line: int, column: int, width: int = 1) -> Span:
-        """The place at `line` and `column`, counted from 0 here and from 1 in the span."""
-        text = self.lines[line] if line < len(self.lines) else ""
-        return Span(self.shown, line + 1, column + 1, max(width, 1), text)
-
-
-class Node:
-    """A value of the document. `value` is a scalar, a list of nodes, or key -> (key's node, value's node).
-
-    `text` is a scalar as written; keys are always strings, whatever they look like. `size` and `depth` count the
-    nodes below with aliases expanded.
-    """
-
-    __slots__ = ("column", "depth", "file", "line", "size", "text", "value", "width")
-
-    def __init__(self, file: TextFile, mark: Any, width: int, value: Any, text: str | None = None) -> None:
-        self.file, self.line, self.column, self.width = file, mark.line, mark.column, width
-        self.value: Scalar | list[Node] | dict[str, Entry] = value
-        self.text = text
-        self.size = self.depth = 1
-
-    @property
-    def where(self) -> Span:
-        return self.file.span(self.line, self.column, self.width)
-
-    @property
-    def entries(self) -> dict[str, Entry] | None:
-        """The entries of a map; None for anything else."""
-        return self.value if isinstance(self.value, dict) else None
-
-    def without(self, keys: Container[str]) -> Node:
-        """This map, at its place, without some keys."""
-        kept = {key: entry for key, entry in (self.entries or {}).items() if key not in keys}
-        return Node(self.file, self, self.width, kept)
-
-
-Entry: TypeAlias = tuple[Node, Node]
-"""A key and its value."""
 
 
 def load(path: Path, shown: str) -> tuple[Node | None, list[Problem]]:
@@ -120,7 +71,7 @@ def _decode(content: bytes, path: Path, shown: str) -> TextFile:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        before = _BREAK.split(content[: e.start].decode("utf-8-sig", "replace"))
+        before = LINE_BREAK.split(content[: e.start].decode("utf-8-sig", "replace"))
         after = content[e.start : e.start + 80].decode("utf-8", "replace").split("\n")[0]
         where = Span(shown, len(before), len(before[-1]) + 1, 1, before[-1] + after)
         raise problem(
@@ -132,7 +83,7 @@ def _decode(content: bytes, path: Path, shown: str) -> TextFile:
         ) from None
     file = TextFile(path, shown, text)
     if found := _FORBIDDEN.search(text):
-        before = _BREAK.split(text[: found.start()])
+        before = LINE_BREAK.split(text[: found.start()])
         title = f"the character U+{ord(found[0]):04X} is not allowed in YAML"
         raise problem(title, where=file.span(len(before) - 1, len(before[-1])))
     file_is_empty = not text.strip()
@@ -290,11 +241,6 @@ class _Composer:
             self._report(Problem(f"duplicate key `{brief(node.text)}`", node.where, (("first", first),)))
             return False
         return True
-
-
-def brief(text: str, limit: int = 60) -> str:
-    """A word of the user's for use in a title: not longer than `limit`."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _tag_problem(tag: str, where: Span) -> Problem:

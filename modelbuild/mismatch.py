@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from modelbuild.document import Node, brief
 from modelbuild.errors import Problem, suggestion
+from modelbuild.node import Node, brief
 from modelbuild.scalar import canonical
 
 _PLACE = re.compile(r" - at (?:`(?:key|value)` in )?`\$(.*)`$")

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from modelbuild.document import Entry, Node, brief
+from modelbuild import kind
 from modelbuild.errors import Problem, ProblemError, Span, problem
 from modelbuild.kind import FieldRole
 from modelbuild.mismatch import explain
-from modelbuild.sections import is_inside
+from modelbuild.node import Entry, Node, brief
+from modelbuild.sections import is_inside, unknown_keys
 from modelbuild.variables import Variables
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -54,6 +55,33 @@ class Option(msgspec.Struct, frozen=True):
     where: Span
     references: tuple[Reference, ...] = ()
     sources: tuple[SourceRef, ...] = ()
+
+
+class KindOptions(msgspec.Struct, frozen=True):
+    """What checking needs of a kind: its `Spec`, and what each option means."""
+
+    name: str
+    spec: type[msgspec.Struct]
+    roles: dict[str, FieldRole]
+
+
+def load_kind(name: str, where: Span) -> KindOptions:
+    """A kind by name; a `ProblemError` at `where` when there is none or it cannot be loaded."""
+    try:
+        module = kind.load(name)
+        return KindOptions(name, module.Spec, {f.name: f for f in kind.fields(module.Spec)})
+    except ProblemError as e:
+        raise ProblemError(*(p.replacing(where=where) for p in e.problems)) from None
+    except Exception as e:  # importing a plugin runs anybody's code
+        cause = f"{type(e).__name__}: {e}".splitlines()[0]
+        raise problem(f"kind `{brief(name)}` cannot be loaded", where=where, cause=cause) from None
+
+
+def unknown_options(entries: dict[str, Entry], loaded: KindOptions) -> list[Problem]:
+    """A problem for each name that is no option of the kind."""
+    title = f"unknown option `{{}}` of kind `{loaded.name}`"
+    hint = f"`modelbuild kinds {loaded.name}` describes the options"
+    return unknown_keys(entries, loaded.roles, title, hint)
 
 
 def check(role: FieldRole, entry: Entry, variables: Variables, project: Path) -> Option:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from modelbuild import option
-from modelbuild.document import Node
 from modelbuild.errors import Problem, ProblemError, Span, suggestion
+from modelbuild.node import Node
 from modelbuild.option import Reference, SourceRef
 from modelbuild.sections import Reader, Sections, kind_of
 from modelbuild.target import Checker, Target, name_problem

@@ -9,16 +9,14 @@ from typing import Any
 
 import msgspec
 
-from modelbuild import kind, option
-from modelbuild.document import Entry, Node, brief
+from modelbuild import kind, matrix, option
 from modelbuild.errors import Problem, ProblemError, Span, problem
-from modelbuild.option import Option, Reference, SourceRef
-from modelbuild.scalar import canonical
-from modelbuild.sections import Section, kind_of, unknown_keys
+from modelbuild.matrix import Axis
+from modelbuild.node import Entry, Node, brief
+from modelbuild.option import KindOptions, Option, Reference, SourceRef, load_kind, unknown_options
+from modelbuild.sections import Section, kind_of
 from modelbuild.variables import Variables
 
-MOST_VARIANTS = 1000
-"""Of one target."""
 MOST_TARGETS = 10_000
 """Of one recipe, variants counted."""
 LONGEST_NAME = 200
@@ -44,21 +42,6 @@ class Target(msgspec.Struct, frozen=True):
     sources: tuple[SourceRef, ...]
     where: Span
     fields: Mapping[str, Span]
-
-
-class Axis(msgspec.Struct, frozen=True):
-    """One option of a matrix: each value's text in the variant's name, and the option with that value."""
-
-    name: str
-    values: tuple[tuple[str, Option], ...]
-
-
-class LoadedKind(msgspec.Struct, frozen=True):
-    """What checking needs of a kind."""
-
-    name: str
-    spec: type[msgspec.Struct]
-    roles: dict[str, kind.FieldRole]
 
 
 class Checker:
@@ -99,7 +82,10 @@ class Checker:
         own = {name: entry for name, entry in section.entries.items() if name in loaded.roles or name not in RESERVED}
         problems = unknown_options(own, loaded)
         problems += self._description(section, loaded)
-        axes = self._axes(section, loaded, own, problems)
+        axes: list[Axis] = []
+        if "matrix" in section.entries and "matrix" not in loaded.roles:
+            axes, wrong = matrix.axes(section.entries["matrix"][1], loaded, own, self.variables, self.project)
+            problems += wrong
         options = self._options(own, loaded, problems)
         given = {**self._defaults.get(loaded.name, {}), **options}
         for name, role in loaded.roles.items():
@@ -112,7 +98,7 @@ class Checker:
             raise ProblemError(*problems)
         return self._expanded(base, section, loaded, usable, axes)
 
-    def _kind(self, base: str, section: Section) -> LoadedKind:
+    def _kind(self, base: str, section: Section) -> KindOptions:
         if "kind" not in section.entries:
             hint = f"add `kind:`, one of {', '.join(kind.names())}"
             raise problem(f"target `{base}` has no `kind`", where=section.key.where, hint=hint)
@@ -122,13 +108,13 @@ class Checker:
             raise problem(f"`kind` must be the name of a kind, not {kind_of(node)}", where=node.where)
         return load_kind(name, node.where)
 
-    def _description(self, section: Section, loaded: LoadedKind) -> Iterable[Problem]:
+    def _description(self, section: Section, loaded: KindOptions) -> Iterable[Problem]:
         if "description" in section.entries and "description" not in loaded.roles:
             node = section.entries["description"][1]
             if not isinstance(node.value, str):
                 yield Problem("`description` must be text", node.where)
 
-    def _options(self, entries: Mapping[str, Entry], loaded: LoadedKind, problems: list[Problem]) -> dict[str, Option]:
+    def _options(self, entries: Mapping[str, Entry], loaded: KindOptions, problems: list[Problem]) -> dict[str, Option]:
         found = {}
         for name, entry in entries.items():
             if name in loaded.roles:
@@ -149,72 +135,16 @@ class Checker:
         good = self._options(section.entries, loaded, self.problems)
         return {n: good.get(n) for n in section.entries if n in loaded.roles}
 
-    def _axes(
-        self, section: Section, loaded: LoadedKind, own: Mapping[str, Entry], problems: list[Problem]
-    ) -> list[Axis]:
-        if "matrix" not in section.entries or "matrix" in loaded.roles:
-            return []
-        node = section.entries["matrix"][1]
-        if not node.entries:
-            what = "is empty" if node.entries == {} else f"must be a map of option to values, not {kind_of(node)}"
-            problems.append(Problem(f"`matrix` {what}", node.where))
-            return []
-        problems += unknown_options(node.entries, loaded)
-        axes = []
-        for name, (key, values) in node.entries.items():
-            if name not in loaded.roles:
-                continue
-            if name in own:
-                first = str(own[name][0].where)
-                problems.append(
-                    Problem(f"`{name}` is both an option and in the matrix", key.where, (("first", first),))
-                )
-            try:
-                axes.append(self._axis(loaded.roles[name], key, values))
-            except ProblemError as e:
-                problems += e.problems
-        return axes
-
-    def _axis(self, role: kind.FieldRole, key: Node, node: Node) -> Axis:
-        if not isinstance(node.value, list) or not node.value:
-            what = "an empty list" if node.value == [] else kind_of(node)
-            raise problem(f"the matrix gives `{role.name}` a list of values, not {what}", where=node.where)
-        if len(node.value) > MOST_VARIANTS:
-            raise problem(f"`{role.name}` has more than {MOST_VARIANTS} values in the matrix", where=node.where)
-        found: dict[str, tuple[str, Option]] = {}
-        problems: list[Problem] = []
-        for child in node.value:
-            try:
-                text = self._value_text(child)
-                if text.casefold() in found:
-                    raise problem(f"`{text}` is in the matrix twice", where=child.where)
-                checked = option.check(role, (key, child), self.variables, self.project)
-                found[text.casefold()] = (text, checked)
-            except ProblemError as e:
-                problems += e.problems
-        if problems:
-            raise ProblemError(*problems)
-        return Axis(role.name, tuple(found.values()))
-
-    def _value_text(self, node: Node) -> str:
-        value = self.variables.value(node)
-        text = None if isinstance(value, dict | list) else canonical(value)
-        if text is None or not option.VALUE.fullmatch(text):
-            hint = "a matrix value is part of a target's name: a number or a short word of letters, digits and `_.+-`"
-            shown = kind_of(node) if text is None else f"`{brief(text)}`"
-            raise problem(f"a matrix value cannot be {shown}", where=node.where, hint=hint)
-        return text
-
     def _expanded(
-        self, base: str, section: Section, loaded: LoadedKind, options: dict[str, Option], axes: list[Axis]
+        self, base: str, section: Section, loaded: KindOptions, options: dict[str, Option], axes: list[Axis]
     ) -> list[Target]:
         count = 1
         for axis in axes:
             count *= len(axis.values)
-        if count > MOST_VARIANTS:
+        if count > matrix.MOST_VARIANTS:
             shape = " by ".join(str(len(a.values)) for a in axes)
             where = section.entries["matrix"][0].where
-            raise problem(f"the matrix has {count} variants", where=where, shape=shape, limit=MOST_VARIANTS)
+            raise problem(f"the matrix has {count} variants", where=where, shape=shape, limit=matrix.MOST_VARIANTS)
         found: list[Target] = []
         problems: dict[tuple[str, Span | None], Problem] = {}
         for values in itertools.product(*(axis.values for axis in axes)):
@@ -235,7 +165,7 @@ class Checker:
         self,
         base: str,
         section: Section,
-        loaded: LoadedKind,
+        loaded: KindOptions,
         options: dict[str, Option],
         variant: tuple[tuple[str, str], ...],
     ) -> Target:
@@ -258,7 +188,7 @@ class Checker:
         )
 
 
-def _spec(loaded: LoadedKind, values: dict[str, Any], fields: Mapping[str, Span], target: Span) -> msgspec.Struct:
+def _spec(loaded: KindOptions, values: dict[str, Any], fields: Mapping[str, Span], target: Span) -> msgspec.Struct:
     """The kind's `Spec`, whose `__post_init__` may find that options do not fit together."""
     try:
         return loaded.spec(**values)
@@ -268,25 +198,6 @@ def _spec(loaded: LoadedKind, values: dict[str, Any], fields: Mapping[str, Span]
     except Exception as e:  # a kind is anybody's code: what it raises is told, not passed on
         cause = (str(e).strip() or repr(e)).splitlines()[0]
         raise problem(f"kind `{loaded.name}` refuses these options", where=target, cause=cause) from None
-
-
-def load_kind(name: str, where: Span) -> LoadedKind:
-    """A kind by name; a `ProblemError` at `where` when there is none or it cannot be loaded."""
-    try:
-        module = kind.load(name)
-        return LoadedKind(name, module.Spec, {f.name: f for f in kind.fields(module.Spec)})
-    except ProblemError as e:
-        raise ProblemError(*(p.replacing(where=where) for p in e.problems)) from None
-    except Exception as e:  # importing a plugin runs anybody's code
-        cause = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise problem(f"kind `{brief(name)}` cannot be loaded", where=where, cause=cause) from None
-
-
-def unknown_options(entries: dict[str, Entry], loaded: LoadedKind) -> list[Problem]:
-    """A problem for each name that is no option of the kind."""
-    title = f"unknown option `{{}}` of kind `{loaded.name}`"
-    hint = f"`modelbuild kinds {loaded.name}` describes the options"
-    return unknown_keys(entries, loaded.roles, title, hint)
 
 
 def name_problem(what: str, name: str, where: Span) -> Problem:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from modelbuild.document import Entry, Node, brief, parse
+from modelbuild.document import parse
 from modelbuild.errors import Problem, ProblemError, suggestion
+from modelbuild.node import Entry, Node, brief
 from modelbuild.scalar import Scalar, canonical, resolve
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

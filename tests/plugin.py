@@ -6,6 +6,10 @@ They read and write `value.txt`. `text` copies a source; `upper` upper-cases it 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = "modelbuild_textkinds"
@@ -122,3 +126,30 @@ def install(folder: Path, kinds: dict[str, str] | None = None) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 1.0\n")
     entries = "".join(f"{name} = {PACKAGE}.{name}\n" for name in sources)
     (info / "entry_points.txt").write_text(f"[modelbuild.kinds]\n{entries}")
+
+
+@contextlib.contextmanager
+def installed(folder: Path, kinds: dict[str, str] | None = None) -> Iterator[None]:
+    """The kinds of `install`, known to this process for as long as the block lasts."""
+    from modelbuild import kind
+
+    install(folder, kinds)
+    sys.path.insert(0, str(folder))
+    _forget()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        _forget()
+    assert not kind.plugins().keys() & _KINDS.keys()
+
+
+def _forget() -> None:
+    """What was found and imported before may be another folder's."""
+    from modelbuild import kind
+
+    kind.plugins.cache_clear()
+    kind.load.cache_clear()
+    for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
