@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from modelbuild.lib.onnx_files import Weight
+from modelbuild.lib.positional import positional
 
 
 def trace(
@@ -18,27 +20,18 @@ def trace(
     import torch
     from onnx_ir import serde
 
-    class Chosen(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, **values: Any) -> Any:
-            result = self.model(**values, return_dict=True)
-            return tuple(getattr(result, name) for name in outputs)
-
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each torchvision operator not installed
     with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Chosen().eval(),
-            (),
-            kwargs=dict(sample),
+            positional(torch, model, tuple(sample), tuple(outputs)),
+            tuple(sample.values()),
             dynamo=True,
             opset_version=opset,
             input_names=list(sample),
             output_names=list(outputs),
-            dynamic_shapes={"values": {name: {0: batch, 1: sequence} for name in sample}},
+            dynamic_shapes={"values": tuple({0: batch, 1: sequence} for _ in sample)},
             verbose=False,
         )
     return serde.serialize_model(program.model), {}

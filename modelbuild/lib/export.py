@@ -64,10 +64,9 @@ def export(
     onnx_files.clean(graph)
     component = onnx_files.component(graph)
     files = onnx_files.save_with(graph, state, path)
-    del graph
+    del graph, state
     gc.collect()
     progress(3, len(steps), steps[3])
-    onnx_files.check(path)
     difference = compare(path, cases, expected, [o.name for o in outputs], tolerance)
     progress(4, len(steps), steps[3])
     return Exported(component, files, difference)
@@ -76,11 +75,9 @@ def export(
 def load(folder: Path, model_type: str, task: Task) -> Any:
     """The model in eval mode, fp32, with eager attention (the form that ONNX Runtime's fusions know)."""
     torch = lean_torch.import_torch()
-    with lean_torch.without_optional():
-        transformers = lean_torch.import_transformers()
-        cls = getattr(transformers, task.models[model_type])
-        known = inspect.signature(cls.__init__).parameters
-        model, info = _from_pretrained(cls, folder, torch, {k: v for k, v in task.without.items() if k in known})
+    cls = lean_torch.import_class(task.models[model_type])
+    known = inspect.signature(cls.__init__).parameters
+    model, info = _from_pretrained(cls, folder, torch, {k: v for k, v in task.without.items() if k in known})
     missing = sorted(info["missing_keys"])
     if missing:
         raise problem(

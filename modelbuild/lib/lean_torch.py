@@ -8,7 +8,7 @@ both out where they are not available, so that is what it is told, before its fi
 from __future__ import annotations
 
 import contextlib
-import os
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,37 +20,40 @@ OPTIONAL = ("scipy", "sklearn", "pandas", "accelerate", "sentence_transformers",
 
 def import_torch() -> Any:
     """torch, with one thread: exporting is Python work, and waiting threads spin."""
-    import torch
-
+    with _no_collection():
+        import torch
     torch.set_num_threads(1)
     return torch
 
 
-def import_transformers() -> Any:
-    """transformers (its lazy top module), told that it runs in one process and without optional packages."""
-    if "transformers" not in sys.modules:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        import torch.distributed
+def import_class(name: str) -> Any:
+    """The class `transformers.<name>`; transformers is told that there is one process and no optional package."""
+    hidden = [package for package in OPTIONAL if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        with _no_collection(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if "transformers" not in sys.modules:
+                import torch.distributed
 
-        torch.distributed.is_available = lambda: False
-    import transformers
+                torch.distributed.is_available = lambda: False
+            import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
+            transformers.logging.set_verbosity_error()
+            transformers.logging.disable_progress_bar()
+            return getattr(transformers, name)
+    finally:
+        for package in hidden:
+            if sys.modules.get(package) is None:
+                sys.modules.pop(package, None)
 
 
 @contextlib.contextmanager
-def without_optional() -> Iterator[None]:
-    """Hides the optional packages, those already imported excepted, while transformers' modules are imported."""
-    hidden = [name for name in OPTIONAL if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]
+def _no_collection() -> Iterator[None]:
+    """Imports make half a million objects that stay: looking for garbage among them costs 0.6 CPU-s."""
+    gc.disable()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        for name in hidden:
-            if sys.modules.get(name) is None:
-                sys.modules.pop(name, None)
+        gc.freeze()
+        gc.enable()

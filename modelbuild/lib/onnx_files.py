@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -173,7 +172,7 @@ def operators(model: Any) -> dict[str, int]:
 
 def clean(model: Any) -> None:
     """Take out what depends on the machine or the tool rather than on the model: paths, stack traces, versions."""
-    model.producer_name, model.producer_version = "modelbuild", ""
+    model.producer_version = ""
     model.doc_string, model.domain = "", ""
     del model.metadata_props[:]
     functions = list(model.functions)
@@ -222,25 +221,73 @@ def save(model: Any, path: Path, *, limit: int = PROTO_LIMIT) -> tuple[str, ...]
 
 
 def save_with(model: Any, weights: Mapping[str, Weight], path: Path, *, limit: int = PROTO_LIMIT) -> tuple[str, ...]:
-    """Write `model` with `weights` as further initializers, one in memory at a time when they go beside it."""
+    """Write `model` with `weights` as further initializers, one in memory at a time; the names of the files written.
+
+    The weights are streamed into the file in protobuf's wire format (https://protobuf.dev/programming-guides/encoding),
+    as fields of the graph that follow its others: building the whole message would hold them twice more.
+    """
+    from onnx import ModelProto, TensorProto
+
+    if sum(w.nbytes for w in weights.values()) > limit:
+        return _save_beside(model, weights, path)
+    heads = []
+    for name, weight in weights.items():
+        data_type = TensorProto.DataType.Value(_PROTO_TYPES[weight.dtype])
+        tensor = TensorProto(name=name, data_type=data_type, dims=weight.shape).SerializeToString(deterministic=True)
+        head = tensor + _field(TensorProto.RAW_DATA_FIELD_NUMBER, weight.nbytes)
+        heads.append(_field(_INITIALIZER, len(head) + weight.nbytes) + head)
+    rest = ModelProto()
+    rest.CopyFrom(model)
+    rest.ClearField("graph")
+    graph = model.graph.SerializeToString(deterministic=True)
+    size = len(graph) + sum(len(h) for h in heads) + sum(w.nbytes for w in weights.values())
+    with path.open("wb", buffering=1 << 20) as stream:
+        stream.write(rest.SerializeToString(deterministic=True))
+        stream.write(_field(ModelProto.GRAPH_FIELD_NUMBER, size))
+        stream.write(graph)
+        for head, weight in zip(heads, weights.values(), strict=True):
+            stream.write(head)
+            stream.write(_bytes(weight))
+    return (path.name,)
+
+
+def _save_beside(model: Any, weights: Mapping[str, Weight], path: Path) -> tuple[str, ...]:
     from onnx import TensorProto
 
-    beside = sum(w.nbytes for w in weights.values()) > limit
     data = path.with_name(path.name + DATA_SUFFIX)
-    with data.open("wb") if beside else open(os.devnull, "wb") as stream:  # noqa: PTH123
+    with data.open("wb") as stream:
         for name, weight in weights.items():
             tensor = model.graph.initializer.add()
             tensor.name = name
             tensor.data_type = TensorProto.DataType.Value(_PROTO_TYPES[weight.dtype])
             tensor.dims.extend(weight.shape)
-            if beside and weight.nbytes >= SMALL_BYTES:
-                _put_beside(tensor, stream, memoryview(weight.array()).cast("B"), data.name)
+            if weight.nbytes >= SMALL_BYTES:
+                _put_beside(tensor, stream, _bytes(weight), data.name)
             else:
-                tensor.raw_data = weight.array().tobytes()
+                tensor.raw_data = bytes(_bytes(weight))
     path.write_bytes(model.SerializeToString(deterministic=True))
-    return (path.name, data.name) if beside else (path.name,)
+    return (path.name, data.name)
 
 
+def _bytes(weight: Weight) -> memoryview:
+    return memoryview(weight.array().reshape(-1).view("uint8"))
+
+
+def _field(number: int, size: int) -> bytes:
+    """The tag and length before `size` bytes of a length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+_INITIALIZER = 5
+"""The number of `GraphProto.initializer` (onnx.proto)."""
 _PROTO_TYPES = {
     "float32": "FLOAT",
     "float16": "FLOAT16",

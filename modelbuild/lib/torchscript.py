@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 
 from modelbuild.lib.onnx_files import Weight
-
-PREFIX = "model."
+from modelbuild.lib.positional import PREFIX, positional
 
 
 class TorchWeight(msgspec.Struct, frozen=True):
@@ -51,7 +50,7 @@ def trace(
     import onnx
     import torch
 
-    wrapper = _wrapped(torch, model, tuple(sample), tuple(outputs))
+    wrapper = positional(torch, model, tuple(sample), tuple(outputs))
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracer warnings, and the exporter's deprecation
@@ -73,21 +72,6 @@ def trace(
     graph = onnx.load_from_string(file.getvalue())
     state = {name: tensor.detach() for name, tensor in wrapper.state_dict().items()}
     return graph, _graft(graph.graph, state, set(sample))
-
-
-def _wrapped(torch: Any, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
-    """The model as a module that takes its inputs by place and returns just the wanted outputs."""
-
-    class Positional(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *values: Any) -> Any:
-            result = self.model(**dict(zip(inputs, values, strict=True)), return_dict=True)
-            return tuple(getattr(result, name) for name in outputs)
-
-    return Positional().eval()
 
 
 def _graft(graph: Any, state: Mapping[str, Any], inputs: set[str]) -> dict[str, Weight]:
