@@ -18,6 +18,8 @@ from modelbuild.variables import Variables
 
 MOST_VARIANTS = 1000
 """Of one target."""
+MOST_PROBLEMS = 10
+"""Of one axis that are told."""
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -66,7 +68,7 @@ def _axis(role: FieldRole, key: Node, node: Node, variables: Variables, project:
         except ProblemError as e:
             problems += e.problems
     if problems:
-        raise ProblemError(*problems)
+        raise ProblemError(*problems[:MOST_PROBLEMS])
     return Axis(role.name, tuple(found.values()))
 
 

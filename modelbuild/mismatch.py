@@ -44,12 +44,15 @@ def explain(title: str, value: Any, hint: Any, node: Node, error: msgspec.Valida
     if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
         return Problem(f"{subject} lacks `{missing[1]}`", node.where)
     words = [value for t in types if isinstance(t, inspect.LiteralType | inspect.EnumType) for value in _values(t)]
-    facts = [("found", describe(found))]
+    facts = (("found", describe(found)),)
     if words and message.startswith(("Invalid enum", "Expected")):
-        facts.insert(0, ("known", ", ".join(words)))
-        hint_text = suggestion(found, words) if isinstance(found, str) else None
-        return Problem(f"{subject} has no value `{brief(_short(found))}`", node.where, tuple(facts[:1]), hint_text)
-    return Problem(f"{subject} must be {_expected(message)}", node.where, tuple(facts))
+        known = (("known", ", ".join(words)),)
+        close = suggestion(found, words) if isinstance(found, str) else None
+        return Problem(f"{subject} has no value `{brief(_short(found))}`", node.where, known, close)
+    advice = None
+    if "`bool" in message and isinstance(found, str) and found.lower() in ("yes", "no", "on", "off", "y", "n"):
+        advice = f"`{found}` is text in YAML 1.2: write `true` or `false`"
+    return Problem(f"{subject} must be {_expected(message)}", node.where, facts, advice)
 
 
 def describe(value: Any) -> str:
@@ -164,6 +167,7 @@ def _expected(message: str) -> str:
         return message[:1].lower() + message[1:]
     words = [_WORDS.get(name, f"`{name}`") for name in types[1].split(" | ")]
     limits = re.sub(r", got `.*`$", "", types[2]).replace("`", "").strip()
+    limits = re.sub(r"(\d)\.0$", r"\1", limits)
     text = " or ".join(words)
     if limits in ("of length >= 1", "matching regex '.+'") and types[1] in ("str", "array", "object"):
         return f"{text}, and not empty"

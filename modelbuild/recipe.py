@@ -90,7 +90,7 @@ def _recipe(
     checker = Checker(name, project, variables, sections.defaults)
     targets = checker.targets(sections.targets)
     problems += checker.problems
-    if not sections.targets and not checker.problems:
+    if not sections.names_targets:
         problems.append(Problem("the recipe has no `targets`", where))
     return Recipe(name, path, targets, tuple(_default(sections.default, variables, problems)), where)
 

@@ -10,7 +10,7 @@ import ast
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, TypeAlias
 
 import msgspec
@@ -25,9 +25,9 @@ VARIABLE: Json = {"$ref": "#/$defs/variable"}
 ANNOTATIONS = ("description", "default", "title", "examples")
 
 
-def schema() -> Json:
-    """The schema of a recipe file; a `ProblemError` when a plugin's kind does not import."""
-    kinds = {name: kind.load(name) for name in kind.names()}
+def schema(names: Collection[str] | None = None) -> Json:
+    """The schema of a recipe file with these kinds (all when left out); a `ProblemError` when one does not import."""
+    kinds = {name: kind.load(name) for name in (kind.names() if names is None else names)}
     definitions: Json = {
         "variable": {"type": "string", "pattern": r"\$\{", "description": "a variable: `${NAME}`"},
         "reference": {

@@ -28,7 +28,10 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class Sections(msgspec.Struct, frozen=True):
-    """What a recipe says, shape checked, values not. `whole` is False when an extended file could not be read."""
+    """What a recipe says, shape checked, values not.
+
+    `names_targets` is whether any was written, be it wrongly. `whole` is False when an extended file is not readable.
+    """
 
     where: Span
     model: Node | None = None
@@ -36,6 +39,7 @@ class Sections(msgspec.Struct, frozen=True):
     vars: dict[str, Entry] = {}
     defaults: dict[str, Section] = {}
     targets: dict[str, Section] = {}
+    names_targets: bool = False
     whole: bool = True
 
 
@@ -80,6 +84,7 @@ class Reader:
             vars=self._map(top, "vars"),
             defaults=self._sections(top, "defaults", "the defaults of `{}`"),
             targets=self._sections(top, "targets", "the target `{}`"),
+            names_targets="targets" in top and bool(top["targets"][1].value),
         )
         for base in reversed(self._extended(top, chain)):
             own = _merged(base, own)
@@ -184,6 +189,7 @@ def _merged(base: Sections, over: Sections) -> Sections:
         vars={**base.vars, **over.vars},
         defaults=_by_name(base.defaults, over.defaults),
         targets=_by_name(base.targets, over.targets),
+        names_targets=base.names_targets or over.names_targets,
         whole=base.whole and over.whole,
     )
 
