@@ -173,7 +173,7 @@ class _Composer:
             try:
                 node.value = resolve(text)
             except ValueError as e:
-                self._report(Problem(str(e), node.where))
+                self._report(Problem(str(e), node.where, hint="put quotes around text that looks like a number"))
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise problem("half of a surrogate pair is not a character", where=node.where)
         return node
@@ -188,7 +188,7 @@ class _Composer:
         try:
             value = resolve(node.text or "")
         except ValueError as e:
-            self._report(Problem(str(e), node.where))
+            self._report(Problem(str(e), node.where, hint="put quotes around text that looks like a number"))
             return
         if not fits(value):
             self._report(Problem(f"the value is no `!!{tag.removeprefix(_TAG)}`", node.where))

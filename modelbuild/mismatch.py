@@ -44,12 +44,15 @@ def explain(title: str, value: Any, hint: Any, node: Node, error: msgspec.Valida
     if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
         return Problem(f"{subject} lacks `{missing[1]}`", node.where)
     words = [value for t in types if isinstance(t, inspect.LiteralType | inspect.EnumType) for value in _values(t)]
-    facts = (("found", describe(found)),)
+    as_written = isinstance(found, int | float) and node.text and "${" not in node.text
+    facts = (("found", f"`{brief(node.text or '')}`" if as_written else describe(found)),)
     if words and message.startswith(("Invalid enum", "Expected")):
         known = (("known", ", ".join(words)),)
         close = suggestion(found, words) if isinstance(found, str) else None
         return Problem(f"{subject} has no value `{brief(_short(found))}`", node.where, known, close)
     advice = None
+    if "`str" in message and isinstance(found, int | float) and node.text:
+        advice = f'for text that looks like something else, write quotes: "{brief(node.text)}"'
     if "`bool" in message and isinstance(found, str) and found.lower() in ("yes", "no", "on", "off", "y", "n"):
         advice = f"`{found}` is text in YAML 1.2: write `true` or `false`"
     return Problem(f"{subject} must be {_expected(message)}", node.where, facts, advice)

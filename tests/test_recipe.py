@@ -384,6 +384,13 @@ def test_a_wrong_value_is_told_in_words_at_its_very_place(
     assert told == [(title, f"5:{column + 4}")]
 
 
+@pytest.mark.parametrize("text", ["12345678", "9e12", "9e12345", "true"])
+def test_text_that_looks_like_something_else_gets_a_hint(project: Project, text: str) -> None:
+    (problem,) = project.problems(f"targets: {{t: {{kind: tune, from: a, nodes: [{text}]}}}}")
+    assert problem.hint is not None
+    assert "quotes" in problem.hint
+
+
 def test_a_misfit_of_variants_is_told_once(project: Project) -> None:
     text = "targets: {t: {kind: tune, from: a, percentile: 9, matrix: {steps: [1, 2], method: [minmax, percentile]}}}"
     (problem,) = project.problems(text)
