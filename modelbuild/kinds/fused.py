@@ -59,9 +59,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
     ] = "cpu"  # fmt: skip
     model_type: Annotated[
         str,
-        Meta(
-            description="The architecture, by transformers' or ONNX Runtime's name; `auto` takes it from the checkpoint."
-        ),
+        Meta(description="The architecture by transformers' or ONNX Runtime's name; `auto`: the checkpoint's."),
     ] = "auto"
     heads: Annotated[int, Meta(ge=0, description="Attention heads (`num_heads`); 0 reads them from the graph.")] = 0
     hidden_size: Annotated[int, Meta(ge=0, description="Width of the model; 0 reads it from the graph.")] = 0
@@ -116,7 +114,8 @@ def build(spec: Spec, ctx: Context) -> None:
     model = fusion.fuse(plain, _patterns(spec, source, plain))
     gained = Counter({op: n for op, n in (fusion.count(model) - before).items() if n > 0})
     _require_fused(spec, gained, present)
-    apart = residuals.keep_apart(model) if spec.provider == "cpu" else 0
+    constants = {t.name for t in model.graph.initializer}
+    apart = residuals.keep_apart(model.graph.node, constants) if spec.provider == "cpu" else 0
     onnx_files.clean(model)
     _drop_unused_domains(model)
     ctx.progress(2, 4, "save")

@@ -103,3 +103,22 @@ def relative_difference(a: Any, b: Any) -> float:
     if not finite.any():
         return 0.0
     return float(np.abs(a[finite] - b[finite]).max() / max(float(np.abs(a[finite]).max()), 1e-6))
+
+
+def cosine(a: Any, b: Any) -> float:
+    """Cosine similarity of two arrays taken as one vector each; 0 for other shapes or values that are not finite.
+
+    Of two arrays of integers: the share of places that agree.
+    """
+    import numpy as np
+
+    if a.shape != b.shape:
+        return 0.0
+    if a.dtype.kind != "f":
+        return float((a == b).mean()) if a.size else 1.0
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    if norm == 0:
+        return float(not x.any() and not y.any())
+    found = float(x @ y) / norm
+    return found if np.isfinite(found) else 0.0

@@ -28,7 +28,8 @@ ORT_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("bart", "mbart", "whisper", "marian"), "bart"),
     **dict.fromkeys(("t5", "mt5", "longt5"), "t5"),
     **dict.fromkeys(("clip", "clip_text_model"), "clip"),
-    **{name: name for name in ("gpt_neox", "phi", "qwen3", "swin", "conformer", "unet", "vae", "tnlr", "sam2", "mmdit")},
+    **{name: name for name in ("gpt_neox", "phi", "qwen3", "swin", "conformer")},
+    **{name: name for name in ("unet", "vae", "tnlr", "sam2", "mmdit")},
 }  # fmt: skip
 """transformers' `model_type` -> the family whose patterns ONNX Runtime's optimizer looks for."""
 
@@ -141,8 +142,9 @@ def attentions(model: Any) -> int:
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = sum(n.op_type in ATTENTION for n in model.graph.node)
-    return found + sum(n.op_type == "Softmax" and _feeds_matmul(n, readers) for n in model.graph.node)
+    fused = [n for n in model.graph.node if n.op_type in ATTENTION]
+    plain = [n for n in model.graph.node if n.op_type == "Softmax" and _feeds_matmul(n, readers)]
+    return len(fused) + len(plain)
 
 
 def _feeds_matmul(node: Any, readers: Mapping[str, list[Any]]) -> bool:
@@ -186,7 +188,9 @@ def detect_heads(model: Any) -> tuple[int, int]:
         heads = width // dims[3] if dims[2] in (0, -1) else dims[2]
         if heads > 1:
             found[(heads, heads * dims[3])] += 1
-    return max(found, key=lambda pair: (found[pair], pair), default=(0, 0))
+    if not found:
+        return 0, 0
+    return max(found, key=lambda pair: (found[pair], pair))
 
 
 def _single(tensor: Any) -> int:

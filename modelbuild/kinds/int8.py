@@ -1,0 +1,386 @@
+"""8-bit weights and activations: static quantization calibrated on data, or dynamic without any.
+
+With `calibration` (a `dataset`) the quantization is static: activation ranges are measured on that data and written
+into the graph as QuantizeLinear and DequantizeLinear (QDQ). Without it, it is dynamic: ranges are taken anew at every
+run, so a text's result depends on what shares its batch.
+
+The defaults are not ONNX Runtime's, which ruin transformers (see the explanation "int8"). Only the inputs of matrix
+products with constant weights become 8 bits, never the residual stream or attention's own products; weights have a
+scale per channel; outliers of activations are moved into the weights (`smooth`); embedding tables are int8 by row;
+and the mean error of each product is taken out of the bias behind it.
+
+```yaml
+targets:
+  sentences: {kind: dataset, path: data/sentences.jsonl, tokenizer: checkpoint}
+  int8:      {kind: int8, from: fused, calibration: sentences}
+  careful:   {kind: int8, from: fused, calibration: sentences, exclude: ["*layer.0/output/dense*"]}
+  dynamic:   {kind: int8, from: fused}
+  for_trt:   {kind: int8, from: onnx, calibration: sentences, runtime: tensorrt}
+```
+
+32 to 128 samples of real data are enough; synthetic sentences calibrate worse. Calibration runs the float model once
+over the samples, those of one length together and without padding; its memory does not grow with their number.
+
+| option | ONNX Runtime's quantizer |
+|---|---|
+| `calibrate`, `percentile` | `calibrate_method`, `CalibPercentile` |
+| `moving_average` | `CalibMovingAverage`, `CalibMovingAverageConstant` |
+| `activations`, `weights` | `activation_type`, `weight_type` |
+| `activation_symmetric`, `weight_symmetric` | `ActivationSymmetric`, `WeightSymmetric` |
+| `per_channel`, `reduce_range` | `per_channel`, `reduce_range` |
+| `ops`, `nodes`, `exclude` | `op_types_to_quantize`, `nodes_to_quantize`, `nodes_to_exclude` |
+| `smooth` | `SmoothQuant`, `SmoothQuantAlpha` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from modelbuild import kind
+from modelbuild.artifact import Artifact
+from modelbuild.errors import problem
+from modelbuild.kind import Context, Ref, SpecError
+
+if TYPE_CHECKING:
+    from modelbuild.lib.onnx_graph import Graph
+    from modelbuild.lib.quantizable import Convolution, Linear
+    from modelbuild.lib.samples import Samples
+
+VERSION = 1
+TOOLS = {"onnx": "cpu", "onnxruntime": "cpu", "numpy": "cpu"}
+HARDWARE = ()
+RESOURCES = ()
+
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul")
+LOWEST_COSINE = 0.5
+"""Below this, on its own calibration data, a model is not a model any more."""
+CHECKED = 16
+"""Samples on which the result is compared with the float model."""
+
+
+class Spec(kind.Spec, frozen=True, kw_only=True):
+    from_: Annotated[Ref, Meta(description="The ONNX model to quantize, fused or not.")] = msgspec.field(name="from")
+    calibration: Annotated[Ref | None, Meta(description="A dataset of real data; makes the quantization static.")] = (
+        None
+    )
+    mode: Annotated[
+        Literal["static", "dynamic"] | None,
+        Meta(description="Where activation ranges come from; by default static with `calibration`, else dynamic."),
+    ] = None
+    runtime: Annotated[
+        Literal["cpu", "tensorrt"],
+        Meta(description="`tensorrt` writes symmetric int8 throughout, from an unfused graph."),
+    ] = "cpu"
+    calibrate: Annotated[
+        Literal["minmax", "percentile", "entropy"], Meta(description="How a range follows from the data.")
+    ] = "minmax"
+    percentile: (
+        Annotated[float, Meta(gt=50, le=100, description="Per cent of values inside the range; 99.999 if not given.")]
+        | None
+    ) = None
+    moving_average: (
+        Annotated[
+            float, Meta(gt=0, le=1, description="Average `minmax` ranges over batches, the new one by this weight.")
+        ]
+        | None
+    ) = None
+    smooth: Annotated[
+        float | Literal["auto"] | None,
+        Meta(description="SmoothQuant's alpha (0 to 1); `auto` chooses it for each product; null switches it off."),
+    ] = "auto"
+    per_channel: Annotated[bool, Meta(description="A scale for each output channel of a weight.")] = True
+    activations: Annotated[
+        Literal["uint8", "int8"] | None, Meta(description="By default uint8 for cpu, int8 for tensorrt.")
+    ] = None
+    weights: Annotated[Literal["int8", "uint8"], Meta(description="Type of the weights.")] = "int8"
+    activation_symmetric: Annotated[
+        bool | None, Meta(description="Zero point in the middle; by default only for tensorrt.")
+    ] = None
+    weight_symmetric: Annotated[bool, Meta(description="Zero point in the middle.")] = True
+    reduce_range: Annotated[
+        bool, Meta(description="7-bit weights, for CPUs without VNNI, whose 8-bit products overflow.")
+    ] = False
+    ops: Annotated[
+        tuple[Literal["MatMul", "Gemm", "Conv", "Attention"], ...],
+        Meta(min_length=1, description="Operators to quantize."),
+    ] = ("MatMul", "Gemm", "Conv", "Attention")
+    nodes: Annotated[tuple[str, ...], Meta(description="Only these nodes, by name or pattern.")] = ()
+    exclude: Annotated[tuple[str, ...], Meta(description="Nodes that stay in floats, by name or pattern.")] = ()
+    embeddings: Annotated[
+        bool | None, Meta(description="int8 embedding tables, with a scale per row; by default for cpu.")
+    ] = None
+    correct_bias: Annotated[bool, Meta(description="Take each product's mean error out of the bias behind it.")] = True
+    outputs: Annotated[bool, Meta(description="Quantize the results of products too; costs accuracy.")] = False
+    batch_size: Annotated[
+        int, Meta(ge=1, description="Most samples calibrated at once; changes nothing but speed.")
+    ] = 8
+    limit: Annotated[int, Meta(ge=1, description="Calibrate on the first so many samples only.")] | None = None
+
+    def __post_init__(self) -> None:
+        static = self.mode == "static" or (self.mode is None and self.calibration is not None)
+        if static and self.calibration is None:
+            raise SpecError("`mode: static` needs `calibration`", field="mode", hint="name a target of kind `dataset`")
+        if not static and self.calibration is not None:
+            raise SpecError(
+                "`mode: dynamic` takes no `calibration`", field="calibration", hint="leave out one of the two"
+            )
+        if not static:
+            self._require_dynamic()
+        if self.percentile is not None and self.calibrate != "percentile":
+            raise SpecError("`percentile` goes with `calibrate: percentile`", field="percentile")
+        if self.moving_average is not None and self.calibrate != "minmax":
+            raise SpecError("`moving_average` goes with `calibrate: minmax`", field="moving_average")
+        if isinstance(self.smooth, float | int) and not 0 <= self.smooth <= 1:
+            raise SpecError(f"`smooth: {self.smooth:g}` is not between 0 and 1", field="smooth")
+        if self.runtime == "tensorrt":
+            self._require_tensorrt()
+
+    def _require_dynamic(self) -> None:
+        given = {
+            "calibrate": self.calibrate != "minmax",
+            "percentile": self.percentile is not None,
+            "moving_average": self.moving_average is not None,
+            "smooth": self.smooth not in ("auto", None),
+            "activations": self.activations == "int8",
+            "activation_symmetric": bool(self.activation_symmetric),
+            "outputs": self.outputs,
+            "limit": self.limit is not None,
+        }
+        for field, is_given in given.items():
+            if is_given:
+                hint = "give `calibration`, a target of kind `dataset`"
+                raise SpecError(f"`{field}` needs static quantization", field=field, hint=hint)
+        if self.runtime == "tensorrt":
+            raise SpecError("TensorRT has no dynamic quantization", field="runtime", hint="give `calibration`")
+
+    def _require_tensorrt(self) -> None:
+        wrong = {
+            "activations": self.activations == "uint8",
+            "weights": self.weights == "uint8",
+            "activation_symmetric": self.activation_symmetric is False,
+            "weight_symmetric": not self.weight_symmetric,
+            "embeddings": bool(self.embeddings),
+        }
+        for field, is_wrong in wrong.items():
+            if is_wrong:
+                hint = f"leave `{field}` out, or say `runtime: cpu`"
+                raise SpecError("TensorRT takes only symmetric int8 weights and activations", field=field, hint=hint)
+
+
+def build(spec: Spec, ctx: Context) -> None:
+    from modelbuild.lib import int8_tables, onnx_files, quantizable, residuals
+    from modelbuild.lib.onnx_graph import Graph
+
+    source = ctx.input()
+    if source.descriptor.format != "onnx":
+        raise problem(
+            "`int8` needs an ONNX model", format=source.descriptor.format, hint="put a target of kind `onnx` between"
+        )
+    model = onnx_files.load(source.model_path)
+    _require_quantizable(spec, model)
+    graph = Graph(model)
+    del model
+    quantizable.name_nodes(graph)
+    quantizable.fold_views(graph)
+    chosen = _chosen(spec, graph)
+    if spec.runtime == "cpu":
+        residuals.keep_apart(graph.nodes, graph.constants)
+    references = _quantize(spec, ctx, source, graph, chosen)
+    tables = (
+        int8_tables.quantize(graph) if spec.embeddings or (spec.embeddings is None and spec.runtime == "cpu") else []
+    )
+    graph.prune()
+    kept = sum(a.nbytes for a in graph.constants.values() if a.dtype == "float32") / 1e6
+    quantized = graph.model()
+    onnx_files.clean(quantized)
+    component = onnx_files.component(quantized)
+    graph.constants.clear()
+    files = onnx_files.save(quantized, ctx.out / onnx_files.MODEL)
+    del quantized
+    size = sum((ctx.out / name).stat().st_size for name in files)
+    before = sum(p.stat().st_size for p in _model_files(source))
+    ctx.log(
+        f"{len(chosen)} products and {len(tables)} embedding tables in int8: {size / 1e6:.1f} MB, was "
+        f"{before / 1e6:.1f} MB ({kept:.1f} MB stay in floats)"
+    )
+    cosine, worst = _checked(ctx.out / onnx_files.MODEL, references)
+    ctx.log(f"outputs against the float model: cosine {cosine:.4f}, worst {worst:.4f}")
+    for name in (*source.descriptor.tokenizer, *source.descriptor.extras):
+        ctx.link(source.path / name, ctx.out / name)
+    ctx.describe(
+        msgspec.structs.replace(
+            source.descriptor,
+            precision="int8",
+            components={next(iter(source.descriptor.components)): component},
+            metrics={
+                **source.descriptor.metrics,
+                "cosine": round(cosine, 6),
+                "cosine_worst": round(worst, 6),
+                "size_bytes": float(size),
+            },
+        )
+    )
+
+
+def _model_files(source: Artifact) -> Iterator[Path]:
+    """The model's file and its external data, if it has any."""
+    path = source.model_path
+    yield path
+    yield from path.parent.glob(path.name + ".data")
+
+
+def _require_quantizable(spec: Spec, model: Any) -> None:
+    """A `ProblemError` for graphs that are quantized already, too old for QDQ, or of no use to the runtime."""
+    from modelbuild.lib import onnx_files
+
+    done = sorted({n.op_type for n in model.graph.node if n.op_type in QUANTIZED or n.op_type.startswith("QLinear")})
+    if done:
+        raise problem("the model is already quantized", operators=", ".join(done), hint="take `from` the float model")
+    own = sorted({n.op_type for n in model.graph.node if n.domain == "com.microsoft"})
+    if spec.runtime == "tensorrt" and own:
+        raise problem(
+            "TensorRT does not know ONNX Runtime's fused operators",
+            operators=", ".join(own),
+            hint="take `from` the exported model and not the fused one",
+        )
+    version = onnx_files.opsets(model).get("ai.onnx", 0)
+    if version < 13:
+        raise problem(f"opset {version} has no scales per channel", needed="13 or newer", hint="export it again")
+
+
+def _chosen(spec: Spec, graph: Graph) -> list[Any]:
+    """The nodes to quantize; a `ProblemError` when there are none."""
+    from modelbuild.lib import quantizable
+
+    found = quantizable.candidates(graph)
+    if not found:
+        raise problem(
+            "the model has nothing to quantize",
+            looked_for=f"{', '.join(quantizable.OPS)} with a constant float32 weight",
+            hint="int8 starts from a float32 model",
+        )
+    ops = [op for op in spec.ops if spec.mode != "dynamic" or op != "Conv"]
+    static = spec.calibration is not None
+    chosen = quantizable.choose(found, ops if static else [op for op in ops if op != "Conv"], spec.nodes, spec.exclude)
+    if not chosen:
+        counts = {op: sum(n.op_type == op for n in found) for op in quantizable.OPS}
+        raise problem(
+            "`ops`, `nodes` and `exclude` leave nothing to quantize" if static else "nothing to quantize dynamically",
+            candidates=", ".join(f"{n} {op}" for op, n in counts.items() if n),
+            hint=None if static else "convolutions need `calibration`",
+        )
+    return chosen
+
+
+def _quantize(
+    spec: Spec, ctx: Context, source: Artifact, graph: Graph, chosen: list[Any]
+) -> list[tuple[dict[str, Any], list[Any]]]:
+    """Quantize the chosen nodes in place; inputs and float outputs to compare the result with."""
+    from modelbuild.lib import agreement, calibration, dynamic_int8, quantizable, samples
+
+    if spec.calibration is None:
+        cases = [(1, feeds) for _, feeds in agreement.cases(source.descriptor.model().inputs)]
+        references = calibration.outputs(graph, cases)
+        linear = [each for each in quantizable.linearize(graph, chosen) if isinstance(each, quantizable.Linear)]
+        dynamic_int8.write(
+            graph,
+            linear,
+            weights=spec.weights,
+            symmetric=spec.weight_symmetric,
+            per_channel=spec.per_channel,
+            reduce_range=spec.reduce_range,
+        )
+        return references
+    data = samples.of(ctx.input("calibration"))
+    inputs = {t.name: (t.dtype, t.shape) for t in source.descriptor.model().inputs}
+    calibration.require_inputs({name: dtype for name, (dtype, _) in inputs.items()}, data)
+    references = calibration.outputs(graph, _spread(spec, data, inputs, graph))
+    _write_static(spec, ctx, graph, quantizable.linearize(graph, chosen), data, inputs)
+    return references
+
+
+def _spread(spec: Spec, data: Samples, inputs: Any, graph: Graph) -> Iterator[Any]:
+    """Some batches, short and long ones; on the way, all are checked to fit the model."""
+    from modelbuild.lib import calibration
+
+    every = max(1, min(len(data), spec.limit or len(data)) // CHECKED)
+    for number, (count, feeds) in enumerate(calibration.batches(data, inputs, 1, spec.limit)):
+        calibration.require_ids_fit(graph, feeds)
+        if number % every == 0 and number // every < CHECKED:
+            yield count, feeds
+
+
+def _write_static(
+    spec: Spec, ctx: Context, graph: Graph, found: list[Linear | Convolution], data: Samples, inputs: Any
+) -> None:
+    """Calibrate, choose ranges and smoothing, and write the QDQ graph."""
+    from modelbuild.lib import calibration, qdq, ranges
+
+    total = min(len(data), spec.limit or len(data))
+    passes = 1 if spec.calibrate == "minmax" else 2
+
+    def step(done: int) -> None:
+        ctx.progress(done, total * passes, "calibrate")
+
+    def batched() -> Iterator[Any]:
+        return calibration.batches(data, inputs, spec.batch_size, spec.limit)
+
+    channels = ranges.channels(graph, found, outputs=spec.outputs)
+    observed = calibration.observe(
+        calibration.Probe(graph, channels), batched(), step=step, averaging=spec.moving_average
+    )
+    alpha = None if spec.smooth == "auto" else spec.smooth
+    factors = {} if spec.smooth is None else ranges.smoothing(graph, found, observed, alpha)
+    if spec.calibrate == "minmax":
+        plans = ranges.extremes(observed, factors)
+    else:
+        plans = ranges.by_histogram(
+            calibration.Probe(graph, channels, whole=True),
+            batched(),
+            ranges.extremes(observed, factors),
+            method=spec.calibrate,
+            percent=spec.percentile or 99.999,
+            step=lambda done: step(total + done),
+        )
+    trt = spec.runtime == "tensorrt"
+    scheme = qdq.Scheme(
+        activations=spec.activations or ("int8" if trt else "uint8"),
+        weights=spec.weights,
+        activation_symmetric=trt if spec.activation_symmetric is None else spec.activation_symmetric,
+        weight_symmetric=spec.weight_symmetric,
+        per_channel=spec.per_channel,
+        reduce_range=spec.reduce_range,
+        correct_bias=spec.correct_bias,
+    )
+    qdq.write(graph, found, plans, observed, scheme)
+    ctx.log(
+        f"calibrated on {total} samples by {spec.calibrate}, {len(factors)} of {len(channels)} activations smoothed"
+    )
+
+
+def _checked(path: Path, references: list[tuple[dict[str, Any], list[Any]]]) -> tuple[float, float]:
+    """(mean, worst) cosine of the outputs to the float model's; a `ProblemError` when they are of no use."""
+    import numpy as np
+
+    from modelbuild.lib import agreement, sessions
+
+    session = sessions.open_session(path, threads=1)
+    names = [o.name for o in session.get_outputs()]
+    cosines = []
+    for feeds, expected in references:
+        with sessions.failures("the quantized model does not run"):
+            got = session.run(names, feeds)
+        cosines.append(min(agreement.cosine(a, b) for a, b in zip(expected, got, strict=True)))
+    mean, worst = float(np.mean(cosines)), float(np.min(cosines))
+    if not mean >= LOWEST_COSINE:
+        raise problem(
+            "quantization destroyed the model",
+            cosine_to_the_float_model=f"{mean:.3f}",
+            hint="calibrate by minmax on real data, keep `smooth` on, or keep sensitive nodes in floats by `exclude`",
+        )
+    return mean, worst
