@@ -11,7 +11,7 @@ import msgspec
 
 from modelbuild import kind
 from modelbuild.errors import Problem, Span, suggestion
-from modelbuild.recipe import Recipe, Reference, Target
+from modelbuild.language.recipe import Recipe, Reference, Target
 
 Axis: TypeAlias = tuple[str, str]
 """A matrix axis: the full name of the target that declares it, and the option."""
@@ -234,7 +234,8 @@ class _Linker:
         base = self._base_of(reference, recipe)
         wanted = split_variant(reference.text.rpartition(":")[2])[1]
         if base not in self.own:
-            self.problems.append(self._unknown(reference, recipe))
+            if not self._is_declared(base):
+                self.problems.append(self._unknown(reference, recipe))
             return []
         found = [n for n in self.variants.get(base, ()) if _has(n, wanted)]
         if not found and wanted and base in self.variants:
@@ -247,6 +248,11 @@ class _Linker:
                 )
             )
         return found
+
+    def _is_declared(self, base: str) -> bool:
+        """Whether a target that has problems of its own goes by this name."""
+        recipe, _, name = base.partition(":")
+        return recipe in self.recipes and name in self.recipes[recipe].declared
 
     def _unknown(self, reference: Reference, recipe: str) -> Problem:
         other, colon, name = reference.text.rpartition(":")

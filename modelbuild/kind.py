@@ -245,8 +245,16 @@ def load(name: str) -> Kind:
             )
         )
     try:
-        return typing.cast(Kind, importlib.import_module(module))
-    except ImportError as e:
-        raise ProblemError(
-            Problem(f"kind `{name}` cannot be imported", facts=(("module", module), ("cause", str(e))))
-        ) from e
+        return _checked(typing.cast(Kind, importlib.import_module(module)))
+    except Exception as e:  # importing a plugin runs anybody's code
+        cause = f"{type(e).__name__}: {e}".splitlines()[0]
+        facts = (("module", module), ("cause", cause))
+        raise ProblemError(Problem(f"kind `{name}` cannot be loaded", facts=facts)) from e
+
+
+def _checked(module: Kind) -> Kind:
+    """The module, if it is a kind; an `AttributeError` names what it lacks."""
+    for name in ("VERSION", "TOOLS", "HARDWARE", "RESOURCES", "Spec", "build"):
+        getattr(module, name)
+    fields(module.Spec)
+    return module

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelbuild import graph, recipe
+from modelbuild import graph
 from modelbuild.errors import ProblemError, problem
 from modelbuild.graph import Graph
-from modelbuild.recipe import Recipe
+from modelbuild.language import recipe
+from modelbuild.language.recipe import Recipe
 from modelbuild.store import Store
 
 RECIPES = "recipes"
@@ -60,8 +61,6 @@ def load(root: Path, settings: Mapping[str, str]) -> Project:
         raise problem(f"`{root / RECIPES}` has no recipe", hint="`modelbuild init MODEL` writes a first one")
     recipes, wrong = recipe.read(root, paths, settings)
     linked, unlinked = graph.link(recipes)
-    if wrong:
-        raise ProblemError(*wrong, *(p for p in unlinked if not p.title.startswith("unknown target")))
-    if unlinked:
-        raise ProblemError(*unlinked)
+    if wrong or unlinked:
+        raise ProblemError(*wrong, *unlinked)
     return Project(root, recipes, linked)

@@ -11,8 +11,8 @@ from modelbuild.digest import StatCache
 from modelbuild.errors import Problem, ProblemError, problem, suggestion
 from modelbuild.job import SourceUse
 from modelbuild.kind import FieldRole
+from modelbuild.language.recipe import SourceRef
 from modelbuild.manifest import SourceFact
-from modelbuild.recipe import SourceRef
 
 MOST_FILES = 200_000
 

@@ -14,10 +14,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelbuild.document import DEEPEST, LARGEST_FILE, load, parse
 from modelbuild.errors import Problem
-from modelbuild.node import Node
-from modelbuild.scalar import canonical, resolve
+from modelbuild.language.document import DEEPEST, LARGEST_FILE, load, parse
+from modelbuild.language.node import Node
+from modelbuild.language.scalar import canonical, resolve
 
 
 def plain(node: Node) -> Any:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelbuild import recipe
 from modelbuild.errors import Problem, Span
+from modelbuild.language import recipe
 from modelbuild.report.errors import WIDEST, excerpt, render, safe
 from tests import plugin
 from tests.test_recipe import TUNE

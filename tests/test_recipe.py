@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelbuild import recipe
 from modelbuild.errors import Problem
-from modelbuild.recipe import Recipe, Target
+from modelbuild.language import recipe
+from modelbuild.language.recipe import Recipe, Target
 from tests import plugin
 
 TUNE = '''"""A kind with every sort of option."""
@@ -509,7 +509,7 @@ def test_a_recipe_that_asks_too_much_is_refused_fast(project: Project, text: str
 
 def test_reading_recipes_imports_nothing_heavy() -> None:
     code = (
-        "import sys, modelbuild.recipe\n"
+        "import sys, modelbuild.language.recipe\n"
         "print(*sorted({'difflib', 'rich', 'click', 'doit', 'numpy', 'importlib.metadata'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

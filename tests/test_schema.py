@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from modelbuild import schema
+from modelbuild.language import schema
 from tests import plugin
 from tests.test_recipe import TUNE
 

@@ -117,7 +117,7 @@ def _surroundings(folder: Path, recipes: Path) -> None:
     """The schema that editors check recipes with, and an ignored artifacts folder."""
     import msgspec
 
-    from modelbuild.schema import schema
+    from modelbuild.language.schema import schema
 
     text = msgspec.json.format(msgspec.json.encode(schema()), indent=2)
     (recipes / "recipe.schema.json").write_bytes(text + b"\n")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from modelbuild import schema
 from modelbuild.commands.options import echo_json
+from modelbuild.language import schema
 
 
 @click.command("schema")

@@ -63,7 +63,7 @@ def _words(hint: Any) -> str:
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "**required**"
-    given = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()  # type: ignore[misc]
+    given = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     return "" if given is None or given == () or given == [] else f"`{json.dumps(msgspec.to_builtins(given))}`"
 
 

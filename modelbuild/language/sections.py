@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from modelbuild import document
 from modelbuild.errors import Problem, Span, suggestion
-from modelbuild.node import Entry, Node, brief
+from modelbuild.language import document
+from modelbuild.language.node import Entry, Node, brief
 
 KEYS = ("model", "description", "extends", "vars", "defaults", "default", "targets")
 

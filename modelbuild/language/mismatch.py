@@ -10,8 +10,8 @@ import msgspec
 from msgspec import inspect
 
 from modelbuild.errors import Problem, suggestion
-from modelbuild.node import Node, brief
-from modelbuild.scalar import canonical
+from modelbuild.language.node import Node, brief
+from modelbuild.language.scalar import canonical
 
 _PLACE = re.compile(r" - at (?:`(?:key|value)` in )?`\$(.*)`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from modelbuild.document import parse
 from modelbuild.errors import Problem, ProblemError, suggestion
-from modelbuild.node import Entry, Node, brief
-from modelbuild.scalar import Scalar, canonical, resolve
+from modelbuild.language.document import parse
+from modelbuild.language.node import Entry, Node, brief
+from modelbuild.language.scalar import Scalar, canonical, resolve
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LONGEST_TEXT = 4 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from modelbuild.errors import Span
-from modelbuild.scalar import Scalar
+from modelbuild.language.scalar import Scalar
 
 LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """What libyaml counts as the end of a line."""

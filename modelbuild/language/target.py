@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from modelbuild import kind, matrix, option
+from modelbuild import kind
 from modelbuild.errors import Problem, ProblemError, Span, problem
-from modelbuild.matrix import Axis
-from modelbuild.node import Entry, Node, brief
-from modelbuild.option import KindOptions, Option, Reference, SourceRef, load_kind, unknown_options
-from modelbuild.sections import Section, kind_of
-from modelbuild.variables import Variables
+from modelbuild.language import matrix, option
+from modelbuild.language.matrix import Axis
+from modelbuild.language.node import Entry, Node, brief
+from modelbuild.language.option import KindOptions, Option, Reference, SourceRef, load_kind, unknown_options
+from modelbuild.language.sections import Section, kind_of
+from modelbuild.language.variables import Variables
 
 MOST_TARGETS = 10_000
 """Of one recipe, variants counted."""

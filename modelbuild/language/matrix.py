@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from modelbuild import option
 from modelbuild.errors import Problem, ProblemError, problem
 from modelbuild.kind import FieldRole
-from modelbuild.node import Entry, Node, brief
-from modelbuild.option import KindOptions, Option
-from modelbuild.scalar import canonical
-from modelbuild.sections import kind_of
-from modelbuild.variables import Variables
+from modelbuild.language import option
+from modelbuild.language.node import Entry, Node, brief
+from modelbuild.language.option import KindOptions, Option
+from modelbuild.language.scalar import canonical
+from modelbuild.language.sections import kind_of
+from modelbuild.language.variables import Variables
 
 MOST_VARIANTS = 1000
 """Of one target."""

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from modelbuild import kind
-from modelbuild.option import NAME, REFERENCE, VALUE
-from modelbuild.sections import KEYS
+from modelbuild.language.option import NAME, REFERENCE, VALUE
+from modelbuild.language.sections import KEYS
 
 Json: TypeAlias = dict[str, Any]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from modelbuild import option
 from modelbuild.errors import Problem, ProblemError, Span, suggestion
-from modelbuild.node import Node
-from modelbuild.option import Reference, SourceRef
-from modelbuild.sections import Reader, Sections, kind_of
-from modelbuild.target import Checker, Target, name_problem
-from modelbuild.variables import Variables, declared
+from modelbuild.language import option
+from modelbuild.language.node import Node
+from modelbuild.language.option import Reference, SourceRef
+from modelbuild.language.sections import Reader, Sections, kind_of
+from modelbuild.language.target import Checker, Target, name_problem
+from modelbuild.language.variables import Variables, declared
 
 __all__ = ["Recipe", "Reference", "SourceRef", "Target", "find", "read"]
 
@@ -22,12 +22,16 @@ SUFFIXES = (".yaml", ".yml")
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """A recipe's good targets by full name, in the order of the file, variants in place of their target."""
+    """A recipe's good targets by full name, in the order of the file, variants in place of their target.
+
+    `declared` has the names of those with problems too: a reference to one of them is no mistake of its own.
+    """
 
     name: str
     path: Path
     targets: Mapping[str, Target]
     default: tuple[Reference, ...]
+    declared: frozenset[str]
     where: Span
 
 
@@ -92,7 +96,8 @@ def _recipe(
     problems += checker.problems
     if not sections.names_targets:
         problems.append(Problem("the recipe has no `targets`", where))
-    return Recipe(name, path, targets, tuple(_default(sections.default, variables, problems)), where)
+    default = tuple(_default(sections.default, variables, problems))
+    return Recipe(name, path, targets, default, frozenset(sections.targets), where)
 
 
 def _name(path: Path, sections: Sections, variables: Variables) -> tuple[str, Span]:

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from modelbuild.errors import Problem, ProblemError, Span, problem
-from modelbuild.node import LINE_BREAK, Node, TextFile, brief
-from modelbuild.scalar import Scalar, resolve
+from modelbuild.language.node import LINE_BREAK, Node, TextFile, brief
+from modelbuild.language.scalar import Scalar, resolve
 
 LARGEST_FILE = 1 << 20
 """Bytes."""

@@ -13,10 +13,10 @@ import msgspec
 from modelbuild import kind
 from modelbuild.errors import Problem, ProblemError, Span, problem
 from modelbuild.kind import FieldRole
-from modelbuild.mismatch import explain
-from modelbuild.node import Entry, Node, brief
-from modelbuild.sections import is_inside, unknown_keys
-from modelbuild.variables import Variables
+from modelbuild.language.mismatch import explain
+from modelbuild.language.node import Entry, Node, brief
+from modelbuild.language.sections import is_inside, unknown_keys
+from modelbuild.language.variables import Variables
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 """What a model or target may be called; a name is a file name below `artifacts/`."""
@@ -72,9 +72,6 @@ def load_kind(name: str, where: Span) -> KindOptions:
         return KindOptions(name, module.Spec, {f.name: f for f in kind.fields(module.Spec)})
     except ProblemError as e:
         raise ProblemError(*(p.replacing(where=where) for p in e.problems)) from None
-    except Exception as e:  # importing a plugin runs anybody's code
-        cause = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise problem(f"kind `{brief(name)}` cannot be loaded", where=where, cause=cause) from None
 
 
 def unknown_options(entries: dict[str, Entry], loaded: KindOptions) -> list[Problem]:
