@@ -9,7 +9,7 @@ import msgspec
 
 from modelbuild import job, kind, manifest, sources, tools
 from modelbuild.errors import Problem, ProblemError
-from modelbuild.explain import explain
+from modelbuild.explain import explain, last_made
 from modelbuild.graph import Graph, Node
 from modelbuild.manifest import Manifest
 from modelbuild.record import Record
@@ -116,8 +116,7 @@ class Decider:
 
     def _guess(self, node: Node, pending: Sequence[str]) -> Decision:
         """With inputs yet to be made: `build` when something else changed too, else `maybe`."""
-        named = self.store.names.key(node.recipe, node.short)
-        previous = self.store.record(named) if named else None
+        previous = last_made(self.store, node)
         assumed = previous.manifest if previous else None
         try:
             made, _ = self._manifest(node, assumed, pending)

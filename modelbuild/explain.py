@@ -18,7 +18,7 @@ def explain(store: Store, node: Node, made: Manifest, damage: Sequence[Damage] =
     """The reasons for which a target with manifest `made` is to be built or restored; never empty."""
     if damage:
         return tuple(f"its artifact is damaged: {d}" for d in damage)
-    previous = _previous(store, node)
+    previous = last_made(store, node)
     if previous is None:
         return ("it was never built" if not store.names.reasons(node.recipe, node.short) else _lost(store, node, made),)
     changes = manifest.diff(previous.manifest, made)
@@ -27,8 +27,8 @@ def explain(store: Store, node: Node, made: Manifest, damage: Sequence[Damage] =
     return (_lost(store, node, made),)
 
 
-def _previous(store: Store, node: Node) -> Record | None:
-    """The record of what the target's name links to, or of what it was when it was last built."""
+def last_made(store: Store, node: Node) -> Record | None:
+    """The record of what the target's name links to, or else of what it was when it was last built."""
     named = store.names.key(node.recipe, node.short)
     keys = [named] if named else [r.key for r in reversed(store.names.reasons(node.recipe, node.short))][:1]
     return store.record(keys[0]) if keys else None
