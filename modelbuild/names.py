@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +47,7 @@ class Names:
         """Make a target's name link to `key`, in one step."""
         link = self.path(recipe, target)
         link.parent.mkdir(parents=True, exist_ok=True)
-        aside = link.parent / f".{secrets.token_hex(8)}"
+        aside = link.parent / f".{os.urandom(8).hex()}"
         aside.symlink_to(Path("..") / self.store.name / key / "out")
         try:
             aside.replace(link)
@@ -99,6 +98,6 @@ class Names:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old or the new, never half."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     aside.write_bytes(data)
     aside.replace(path)

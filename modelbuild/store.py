@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import stat as modes
 import time
@@ -69,7 +68,7 @@ class Store:
         """Make the store's folders; a `ProblemError` where that is not possible."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+            probe = self.root / f".probe-{os.getpid()}-{os.urandom(4).hex()}"
             probe.touch()
             probe.unlink()
         except OSError as e:
@@ -153,7 +152,7 @@ class Store:
 
     def workplace(self, key: str) -> Path:
         """A new empty folder for one attempt at building `key`."""
-        path = self.root / "tmp" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
+        path = self.root / "tmp" / f"{key}.{os.getpid()}.{os.urandom(4).hex()}"
         path.mkdir(parents=True)
         return path
 
@@ -200,7 +199,7 @@ class Store:
         """Remove a folder of the store so that no one ever sees half of it."""
         if not os.path.lexists(path):
             return
-        grave = self.root / "tmp" / f"old.{os.getpid()}.{secrets.token_hex(4)}"
+        grave = self.root / "tmp" / f"old.{os.getpid()}.{os.urandom(4).hex()}"
         grave.parent.mkdir(exist_ok=True)
         path.rename(grave)
         shutil.rmtree(grave, ignore_errors=True)

@@ -23,12 +23,7 @@ and modes 0644 or 0755. Files over 4 GiB use ZIP64. Weights are read once; their
 
 from __future__ import annotations
 
-import hashlib
-import stat
-import zipfile
-from collections.abc import Iterator, Sequence
-from importlib import metadata, resources
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -44,10 +39,6 @@ HARDWARE: tuple[str, ...] = ()
 RESOURCES: tuple[str, ...] = ()
 
 PACKAGE = "model.zip"
-BLOCK = 4 << 20
-"""Bytes read at once."""
-DATE = (1980, 1, 1, 0, 0, 0)
-"""The earliest that zip can hold."""
 FLAVOURS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
 
@@ -56,43 +47,20 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
     """What goes into the package: a target, or a list of them."""
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A file of an input, or a folder that is empty (`size` None), and its name in the package."""
-
-    name: str
-    path: Path
-    size: int | None
-    executable: bool = False
-
-
 def build(spec: Spec, ctx: Context) -> None:
+    from importlib import resources
+
+    from modelbuild.lib import archive
+
     artifacts = ctx.inputs["from"]
     folders = _folders(artifacts)
-    entries = [e for folder, a in zip(folders, artifacts, strict=True) for e in _entries(folder, a.path)]
+    entries = [e for folder, a in zip(folders, artifacts, strict=True) for e in archive.entries(folder, a.path)]
     settings = _settings(folders, artifacts)
-    texts = {
-        "history.json": _json({"stages": ctx.history("from")}),
-        "settings.json": _json(settings),
-    }
+    texts = {"history.json": _json({"stages": ctx.history("from")}), "settings.json": _json(settings)}
     if settings["models"]:
         texts["requirements.txt"] = _requirements(settings).encode()
         texts["sample.py"] = resources.files("modelbuild.lib").joinpath("zip_sample.py").read_bytes()
-    total = sum(e.size or 0 for e in entries)
-    done = 0
-    with zipfile.ZipFile(ctx.out / PACKAGE, "w", zipfile.ZIP_STORED) as package:
-        sums = {name: _write_text(package, name, text) for name, text in sorted(texts.items())}
-        for entry in sorted(entries, key=lambda e: e.name):
-            if entry.size is None:
-                package.writestr(_info(entry.name, stat.S_IFDIR | 0o755), b"")
-                continue
-            hashed = hashlib.sha256()
-            for block in _copied(package, entry):
-                hashed.update(block)
-                done += len(block)
-                ctx.progress(done, total, "zip")
-            sums[entry.name] = hashed.hexdigest()
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        _write_text(package, "SHA256SUMS", lines.encode())
+    sums = archive.write(ctx.out / PACKAGE, texts, entries, lambda done, total: ctx.progress(done, total, "zip"))
     ctx.log(f"packed {len(sums)} files, {(ctx.out / PACKAGE).stat().st_size / 1e6:.1f} MB")
     first = artifacts[0].descriptor
     ctx.describe(
@@ -120,58 +88,6 @@ def _folders(artifacts: Sequence[Artifact]) -> list[str]:
             name = f"{word}-{count}"
         found.append(name)
     return found
-
-
-def _entries(folder: str, root: Path) -> Iterator[Entry]:
-    """The files below `root`, and the folders with nothing in them, which zips and git else lose.
-
-    A symlink or a special file is a `ProblemError`: it could bring in what is not part of the artifact.
-    """
-    for path in sorted(root.rglob("*")):
-        mode = path.lstat().st_mode
-        relative = path.relative_to(root).as_posix()
-        name = f"{folder}/{relative}"
-        if "\\" in name or not name.isprintable():
-            raise problem("the input has a file name that some systems cannot unpack", file=ascii(relative))
-        if stat.S_ISDIR(mode):
-            if not any(path.iterdir()):
-                yield Entry(f"{name}/", path, None)
-        elif stat.S_ISREG(mode):
-            yield Entry(name, path, path.stat().st_size, bool(mode & stat.S_IXUSR))
-        else:
-            what = "a symlink" if stat.S_ISLNK(mode) else "a special file"
-            raise problem(f"the input holds {what}, which cannot be packed", file=relative)
-
-
-def _info(name: str, mode: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, DATE)
-    info.create_system = 3
-    info.external_attr = mode << 16
-    if stat.S_ISDIR(mode):
-        info.external_attr |= 0x10
-    return info
-
-
-def _write_text(package: zipfile.ZipFile, name: str, text: bytes) -> str:
-    package.writestr(_info(name, stat.S_IFREG | 0o644), text)
-    return hashlib.sha256(text).hexdigest()
-
-
-def _copied(package: zipfile.ZipFile, entry: Entry) -> Iterator[memoryview]:
-    """Write the file to the package and give its blocks, each valid until the next."""
-    info = _info(entry.name, stat.S_IFREG | (0o755 if entry.executable else 0o644))
-    info.file_size = entry.size or 0
-    buffer = memoryview(bytearray(BLOCK))
-    copied = 0
-    with entry.path.open("rb", buffering=0) as source, package.open(info, "w") as target:
-        while count := source.readinto(buffer):
-            copied += count
-            if copied > info.file_size + BLOCK:
-                break
-            target.write(buffer[:count])
-            yield buffer[:count]
-    if copied != entry.size:
-        raise problem("a file changed while it was packed", file=entry.name, expected=entry.size, read=copied)
 
 
 def _settings(folders: Sequence[str], artifacts: Sequence[Artifact]) -> dict[str, Any]:
@@ -208,9 +124,12 @@ def _requirements(settings: dict[str, Any]) -> str:
 
 
 def _pinned(name: str) -> str:
+    """The requirement, on the CPU build of ONNX Runtime whichever flavour is installed here."""
+    from importlib import metadata
+
     for flavour in FLAVOURS.get(name, (name,)):
         try:
-            return f"{flavour}=={metadata.version(flavour)}"
+            return f"{name}=={metadata.version(flavour)}"
         except metadata.PackageNotFoundError:
             continue
     hint = f"pip install 'modelbuild[{TOOLS[name]}]'"

@@ -18,7 +18,7 @@ import pytest
 from modelbuild import artifact
 from modelbuild.artifact import Artifact, Component, Descriptor, Tensor
 from modelbuild.errors import ProblemError
-from modelbuild.kinds import zip as kind_zip
+from modelbuild.lib import archive
 from tests.kinds.run import Heard, run_kind
 
 HISTORY = (
@@ -222,7 +222,7 @@ def test_files_over_four_gibibytes_are_packed_with_progress(tmp_path: Path, monk
     """The limit is lowered instead of writing 4 GiB: the field is the same."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     heard = Heard()
-    content = bytes(3 * kind_zip.BLOCK)
+    content = bytes(3 * archive.BLOCK)
     package = pack(tmp_path / "b", plain(tmp_path / "a", {"big.bin": content}), heard=heard)
     with zipfile.ZipFile(package) as z:
         assert z.getinfo("model/big.bin").extract_version == zipfile.ZIP64_VERSION
