@@ -149,10 +149,8 @@ def _texts(spec: Spec, ctx: Context) -> None:
     order = None if chosen is None else _places(chosen)
     written = samples.write_texts(ctx.out, encoded, header, order)
     if not written.count:
-        blank = f", {tally.blank} blank" if tally.blank else ""
-        raise problem(
-            f"`{spec.path}` holds no texts", rows=f"{tally.blank}{blank}", hint="is the column the right one?"
-        )
+        hint = "is it the right file and column?"
+        raise problem(f"`{spec.path}` holds no texts", blank_rows=tally.blank, hint=hint)
     if spec.label is not None:
         labels = tally.labels if order is None else [tally.labels[i] for i in order]
         written = samples.write_labels(ctx.out, labels, written)

@@ -88,10 +88,13 @@ def read_config(files: Mapping[str, Path]) -> dict[str, Any]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise problem(f"`{CONFIG}` has no `model_type`", file=files[CONFIG], hint="is it a transformers checkpoint?")
-    if config.get("auto_map") and not _is_native(model_type):
+    foreign = config.get("auto_map")
+    if foreign and not _is_native(model_type):
         raise problem(
             f"the checkpoint's architecture `{model_type}` is code of its own, which is never run",
-            auto_map=", ".join(f"{k} → {v}" for k, v in sorted(config["auto_map"].items())),
+            auto_map=", ".join(f"{k} → {v}" for k, v in sorted(foreign.items()))
+            if isinstance(foreign, dict)
+            else foreign,
             hint="use a checkpoint of an architecture that transformers has built in, or adopt its ONNX file",
         )
     return config
@@ -239,7 +242,11 @@ def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, 
         found["lowercase"] = True
     found |= _modules(files)
     labels = config.get("id2label")
-    if isinstance(labels, dict) and "Classification" in str(found.get("architecture", "")):
+    if (
+        isinstance(labels, dict)
+        and all(k.isdecimal() for k in labels)
+        and "Classification" in str(found.get("architecture", ""))
+    ):
         found["labels"] = [labels[k] for k in sorted(labels, key=int)]
     return found
 
@@ -251,7 +258,8 @@ def _positions(config: Mapping[str, Any]) -> int | None:
         return None
     offset = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "mpnet", "longformer", "xmod", "data2vec-text")
     if config["model_type"] in offset:
-        return positions - int(config.get("pad_token_id") or 1) - 1
+        pad = 1 if config["model_type"] == "mpnet" else config.get("pad_token_id")
+        return positions - (pad if isinstance(pad, int) else 1) - 1
     return positions
 
 

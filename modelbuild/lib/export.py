@@ -13,7 +13,7 @@ import msgspec
 from modelbuild.artifact import Component
 from modelbuild.errors import problem
 from modelbuild.lib import lean_torch, onnx_files, sessions
-from modelbuild.lib.export_tasks import DEFAULT_OPSET, TASKS, Exporter, Output, Task
+from modelbuild.lib.export_tasks import DEFAULT_OPSET, TASKS, Exporter, Output
 
 CHECKED_SHAPES = ((1, 7), (2, 16), (3, 33), (1, 1))
 """(batch, sequence) at which the result is compared with the model: batch 1 and odd lengths tell frozen dimensions."""
@@ -49,7 +49,8 @@ def export(
     steps = ("load the model", "trace the graph", "write the weights", "compare with the model")
     progress(0, len(steps), steps[0])
     torch = lean_torch.import_torch()
-    model = load(folder, model_type, TASKS[task])
+    cls = lean_torch.import_class(TASKS[task].models[model_type])
+    model = load(folder, cls, TASKS[task].without)
     names = input_names(model)
     outputs = TASKS[task].outputs
     limit = _positions(model.config)
@@ -72,12 +73,15 @@ def export(
     return Exported(component, files, difference)
 
 
-def load(folder: Path, model_type: str, task: Task) -> Any:
-    """The model in eval mode, fp32, with eager attention (the form that ONNX Runtime's fusions know)."""
+def load(folder: Path, cls: Any, options: Mapping[str, Any]) -> Any:
+    """The model in eval mode, fp32, with eager attention (the form that ONNX Runtime's fusions know).
+
+    `options` are given to the constructor of a class that knows them. The class is not imported here: torch keeps
+    some of the frames of its import, which would keep this one's model alive.
+    """
     torch = lean_torch.import_torch()
-    cls = lean_torch.import_class(task.models[model_type])
     known = inspect.signature(cls.__init__).parameters
-    model, info = _from_pretrained(cls, folder, torch, {k: v for k, v in task.without.items() if k in known})
+    model, info = _from_pretrained(cls, folder, torch, {k: v for k, v in options.items() if k in known})
     missing = sorted(info["missing_keys"])
     if missing:
         raise problem(

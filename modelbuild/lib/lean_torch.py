@@ -27,13 +27,18 @@ def import_torch() -> Any:
 
 
 def import_class(name: str) -> Any:
-    """The class `transformers.<name>`; transformers is told that there is one process and no optional package."""
-    hidden = [package for package in OPTIONAL if package not in sys.modules]
+    """The class `transformers.<name>`.
+
+    At its first import in this process transformers is told that there is one process and no optional package; it
+    remembers what it found, so a process that has imported it otherwise is left as it is.
+    """
+    first = "transformers" not in sys.modules
+    hidden = [package for package in OPTIONAL if first and package not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         with _no_collection(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if "transformers" not in sys.modules:
+            if first:
                 import torch.distributed
 
                 torch.distributed.is_available = lambda: False
