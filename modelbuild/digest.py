@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -46,14 +48,23 @@ class StatCache:
 
     ctime tells what mtime can hide (a rename over the file, a restored mtime). An entry whose file had changed within
     the timestamp grain of being hashed is not kept: a later write could leave the same stamps (git's racy rule).
-    A cache that cannot be read or written costs time and nothing else: `path` None, a damaged file and a read-only
-    folder all mean an empty cache in memory.
+    A cache that cannot be read or written costs time and nothing else: without a path, with a damaged file and in a
+    read-only folder, what is learnt stays in memory. Each row carries a checksum, so that a damaged one is unknown.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.read_bytes = 0
         self._lock = threading.Lock()
-        self._database = _open(path)
+        self._learnt: dict[tuple[int, int], Row | None] = {}
+        """What `save` is to write, None for what it is to remove."""
+        self._path = path
+        self._database = _open(path) if path else None
+
+    def attach(self, path: Path) -> None:
+        """Keep in the file at `path` what a cache without one has learnt."""
+        with self._lock:
+            if self._path is None:
+                self._path, self._database = path, _open(path)
 
     def digest(self, path: Path | str, stat: os.stat_result | None = None) -> str:
         """The content digest of a file (links followed), from the cache when its stat is as it was."""
@@ -62,59 +73,105 @@ class StatCache:
         if known is not None:
             return known
         while True:
+            started = time.time_ns()
             found = of_file(path)
             self.read_bytes += stat.st_size
             after = os.stat(path)  # noqa: PTH116
             if _stamps(after) == _stamps(stat):
-                self.remember(stat, found)
+                self._remember(stat, found, started)
                 return found
             stat = after
 
     def known(self, stat: os.stat_result) -> str | None:
         """The digest on record for a file in this state, or None."""
         row = self._row(stat)
-        return row[3] if row and row[:3] == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) else None
+        return row.digest if row and row.stamps == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) else None
 
     def relinked(self, stat: os.stat_result) -> str | None:
         """The digest of a file that had a hard link added since it was hashed, which moves ctime and nothing else."""
         row = self._row(stat)
-        if row is None or row[:2] != (stat.st_size, stat.st_mtime_ns):
+        if row is None or row.stamps[:2] != (stat.st_size, stat.st_mtime_ns):
             return None
-        self.remember(stat, row[3])
-        return row[3]
+        self._remember(stat, row.digest, time.time_ns())
+        return row.digest
 
-    def _row(self, stat: os.stat_result) -> tuple[int, int, int, str] | None:
+    def _row(self, stat: os.stat_result) -> Row | None:
+        file = _signed(stat.st_dev), _signed(stat.st_ino)
         with self._lock:
-            row: tuple[int, int, int, str] | None = self._database.execute(
-                "select size, mtime, ctime, digest from files where device = ? and inode = ?",
-                (_signed(stat.st_dev), _signed(stat.st_ino)),
-            ).fetchone()
-        return row
-
-    def remember(self, stat: os.stat_result, digest: str) -> None:
-        """Keep the digest of a file whose state was `stat` before and after it was read."""
-        if time.time_ns() - stat.st_ctime_ns <= _grain(stat):
-            return
-        row = (_signed(stat.st_dev), _signed(stat.st_ino), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest)
-        with self._lock:
+            if file in self._learnt or self._database is None:
+                return self._learnt.get(file)
             try:
-                self._database.execute("insert or replace into files values (?, ?, ?, ?, ?, ?)", row)
-            except sqlite3.Error:
-                self._database = _memory()
+                found = self._database.execute(SELECT, file).fetchone()
+            except sqlite3.Error as e:
+                self._give_up(e)
+                return None
+        if found is None:
+            return None
+        size, mtime, ctime, digest, checksum = found
+        row = Row((size, mtime, ctime), digest)
+        return row if checksum is not None and checksum == _checksum(file, row) else None
+
+    def _remember(self, stat: os.stat_result, digest: str, seen_ns: int) -> None:
+        """Keep the digest of a file that was in the state `stat` at `seen_ns`, when it was opened, and ever since."""
+        if seen_ns - stat.st_ctime_ns <= _grain(stat):
+            return
+        row = Row((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns), digest)
+        with self._lock:
+            self._learnt[_signed(stat.st_dev), _signed(stat.st_ino)] = row
 
     def forget(self, stat: os.stat_result) -> None:
         """Trust this file's stat no more: its content was found to be something else."""
-        with self._lock, contextlib.suppress(sqlite3.Error):
-            self._database.execute(
-                "delete from files where device = ? and inode = ?", (_signed(stat.st_dev), _signed(stat.st_ino))
-            )
+        with self._lock:
+            self._learnt[_signed(stat.st_dev), _signed(stat.st_ino)] = None
+
+    def save(self) -> None:
+        """Write what was learnt: one short transaction, so that no other builder waits for this one."""
+        with self._lock:
+            if not self._learnt or self._database is None:
+                return
+            kept = [(*f, *row.stamps, row.digest, _checksum(f, row)) for f, row in self._learnt.items() if row]
+            gone = [f for f, row in self._learnt.items() if row is None]
+            try:
+                with self._database:
+                    self._database.executemany(INSERT, kept)
+                    self._database.executemany(DELETE, gone)
+            except sqlite3.Error as e:
+                self._give_up(e)
+            else:
+                self._learnt.clear()
 
     def close(self) -> None:
-        """Write what was learnt."""
+        """Write what was learnt and let go of the file."""
+        self.save()
         with self._lock:
-            with contextlib.suppress(sqlite3.Error):
-                self._database.commit()
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Go on in memory; a damaged file is removed, so that the next run starts a new one."""
+        assert self._database is not None
+        with contextlib.suppress(sqlite3.Error):
             self._database.close()
+        self._database = None
+        if self._path and not isinstance(error, sqlite3.OperationalError):
+            _remove(self._path)
+
+
+class Row(NamedTuple):
+    """What is known of a file: (size, mtime, ctime) and its digest."""
+
+    stamps: tuple[int, int, int]
+    digest: str
+
+
+def _checksum(file: tuple[int, int], row: Row) -> int | None:
+    """Of a row's values, to tell one that was damaged; None for values that no row can have."""
+    try:
+        packed = struct.pack("<5q", *file, *row.stamps) + row.digest.encode()
+    except (struct.error, AttributeError, UnicodeError):
+        return None
+    return _signed(xxhash.xxh3_64_intdigest(packed))
 
 
 def _stamps(stat: os.stat_result) -> tuple[int, ...]:
@@ -131,35 +188,41 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
-def _open(path: Path | None) -> sqlite3.Connection:
-    if path is None:
-        return _memory()
-    try:
-        return _connect(str(path))
-    except sqlite3.OperationalError:
-        return _memory()
-    except sqlite3.DatabaseError:
-        path.unlink(missing_ok=True)
+SELECT = "select size, mtime, ctime, digest, checksum from entries where device = ? and inode = ?"
+INSERT = "insert or replace into entries values (?, ?, ?, ?, ?, ?, ?)"
+DELETE = "delete from entries where device = ? and inode = ?"
+BUSY_S = 5.0
+"""How long a transaction waits for another process's, which are all short."""
+
+
+def _open(path: Path) -> sqlite3.Connection | None:
+    """The database at `path`, a new one in the place of a damaged one; None where there cannot be one."""
+    for _ in range(2):
         try:
-            return _connect(str(path))
-        except sqlite3.Error:
-            return _memory()
+            return _connect(path)
+        except sqlite3.OperationalError:
+            return None
+        except sqlite3.DatabaseError:
+            _remove(path)
+    return None
 
 
-def _memory() -> sqlite3.Connection:
-    return _connect(":memory:")
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            path.with_name(path.name + suffix).unlink()
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=20, check_same_thread=False)
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
     try:
         database.execute("pragma journal_mode = wal")
         database.execute("pragma synchronous = normal")
         database.execute(
-            "create table if not exists files (device integer, inode integer, size integer, mtime integer,"
-            " ctime integer, digest text, primary key (device, inode)) without rowid"
+            "create table if not exists entries (device integer, inode integer, size integer, mtime integer,"
+            " ctime integer, digest text, checksum integer, primary key (device, inode)) without rowid"
         )
-        database.execute("select size from files limit 1").fetchone()
+        database.execute(SELECT, (0, 0)).fetchone()
     except sqlite3.Error:
         database.close()
         raise

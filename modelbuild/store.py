@@ -29,6 +29,7 @@ from modelbuild.record import File, Record, seal, unseal
 
 SETTLE_BYTES = 8 << 20
 """From this size on an artifact waits out the timestamp grain before it is hashed, to be hashed only once."""
+CACHE = "digests.sqlite"
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class Store:
         """Opened on first use, so that reading a store leaves nothing behind where none is."""
         if self._cache is None:
             usable = self.root.is_dir() and os.access(self.root, os.W_OK)
-            self._cache = StatCache(self.root / "digests.sqlite" if usable else None)
+            self._cache = StatCache(self.root / CACHE if usable else None)
         return self._cache
 
     def close(self) -> None:
@@ -78,6 +79,7 @@ class Store:
                 cause=e.strerror or e,
                 hint="make the folder writable, or free some space with `modelbuild gc`",
             ) from None
+        self.cache.attach(self.root / CACHE)
 
     def out(self, key: str) -> Path:
         """The folder of an artifact's files."""
@@ -168,7 +170,7 @@ class Store:
             mode = 0o555 if info is not None and info.st_mode & 0o100 else 0o444
             if info is not None and modes.S_IMODE(info.st_mode) != mode:
                 (out / path).chmod(mode)
-        files = [path for path, info in entries if info is not None]
+        files = sorted(path for path, info in entries if info is not None)
         if sum(info.st_size for _, info in entries if info is not None) >= SETTLE_BYTES:
             time.sleep(digest.FINE_GRAIN_NS / 1e9)
         return tuple(self._file(out, path, path in linked) for path in files), tuple(
@@ -186,6 +188,7 @@ class Store:
         final = self.root / record.key
         self.discard(final)
         place.rename(final)
+        self.cache.save()
 
     def keep_failed(self, key: str, place: Path) -> Path:
         """Move the folder of a failed build aside, in the place of an earlier failure; its new path."""
