@@ -14,8 +14,8 @@ from modelbuild.report.amounts import table
 @json_option
 @opens_project
 def command(project: Project, patterns: tuple[str, ...], as_json: bool) -> None:
-    """List the TARGETs (default: all), their kinds and what they are made from. Looks at recipes only."""
-    names = project.select(patterns) if patterns else tuple(project.graph.nodes)
+    """List the TARGETs (default: all) and all they need: kinds, and what each is made from. Looks at recipes only."""
+    names = project.graph.closure(project.select(patterns) if patterns else project.graph.nodes)
     nodes = [project.graph.nodes[n] for n in names]
     if as_json:
         echo_json(
