@@ -126,6 +126,8 @@ class TargetTasks:
 
     def bring(self, name: str) -> TaskFailed | None:
         """doit's action."""
+        if local.stopping():
+            return TaskFailed("interrupted")
         resources = kind.load(self.graph.nodes[name].target.kind).RESOURCES
         with self._count:
             self.running += 1
@@ -207,7 +209,7 @@ def _interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP end a run as Ctrl-C does: builds stopped, their folders put away."""
 
     def interrupt(number: int, frame: object) -> None:
-        local.stop()
+        local.stop_soon()
         raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -31,6 +31,10 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 """Set for every build: the same hash order each time, no telemetry, no progress bars but ours."""
 
 
+WORKER = (sys.executable, "-P", "-m", "modelbuild.worker")
+"""The command that runs the job whose file is its argument: by us with `--events`, by hand without."""
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a build went: no problems means that it succeeded."""
 
@@ -45,14 +49,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 _children: set[subprocess.Popen[bytes]] = set()
 _children_lock = threading.Lock()
-_stopping = threading.Event()
+_stopping = False
+"""A plain flag, for signal handlers: a lock may be held by the very code that a signal interrupts."""
 
 
 def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcome:
     """Run the job in the file `task`; its native output goes to `log`. Blocks until the process group is gone."""
     reader, writer = os.pipe()
     with log.open("ab") as output:
-        command = [sys.executable, "-P", "-m", "modelbuild.worker", str(task), "--events", str(writer)]
+        command = [*WORKER, str(task), "--events", str(writer)]
         with _children_lock:
             child = subprocess.Popen(
                 command,
@@ -65,7 +70,7 @@ def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcom
             )
             _children.add(child)
         os.close(writer)
-        if _stopping.is_set():
+        if _stopping:
             _kill(child)
         try:
             heard = _listen(reader, hear)
@@ -80,9 +85,15 @@ def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcom
     return _outcome(heard, child.returncode)
 
 
+def stop_soon() -> None:
+    """Let no build go on that starts from now; `stop` is to follow. Safe in a signal handler."""
+    global _stopping
+    _stopping = True
+
+
 def stop() -> None:
     """End every running build, and those about to start: the driver was interrupted."""
-    _stopping.set()
+    stop_soon()
     with _children_lock:
         running = list(_children)
     for child in running:
@@ -90,8 +101,8 @@ def stop() -> None:
 
 
 def stopping() -> bool:
-    """Whether `stop` was called."""
-    return _stopping.is_set()
+    """Whether the run is to end: `stop` or `stop_soon` was called."""
+    return _stopping
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -130,6 +141,6 @@ def _death(returncode: int) -> Problem:
     """What to say of a build that ended without a word."""
     if returncode >= 0:
         return Problem(f"the build's process ended with status {returncode} before it was done")
-    name = signal.Signals(-returncode).name
+    name = signal.Signals(-returncode).name if -returncode in list(signal.Signals) else f"signal {-returncode}"
     hint = "most often the system ran out of memory" if returncode == -signal.SIGKILL else "a native library crashed"
     return Problem(f"the build's process was ended by {name}", hint=f"{hint}; the log has what came before")
