@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -31,17 +32,16 @@ class Rebuilder:
         if decision.action == "blocked":
             raise ProblemError(*decision.problems)
         assert decision.key is not None
-        if decision.action == "restore" and decision.record is not None:
-            self._restore(node, decision, decision.record)
-        elif decision.action == "build":
+        if decision.action in ("restore", "build"):
             with self.store.building(), lock.exclusive(self.store.lock_path(decision.key), self._waits(node)):
-                self._build_locked(node, decision)
+                self._bring_locked(node, decision)
 
     def _waits(self, node: Node) -> lock.Waiting:
         return lambda: self.sink(events.Waiting(node.name, "another process builds the same thing"))
 
-    def _build_locked(self, node: Node, decision: Decision) -> None:
-        """Build, unless whoever held the lock before did."""
+    def _bring_locked(self, node: Node, decision: Decision) -> None:
+        """Build, unless it was made before or whoever held the lock before did it. What was seen before the lock may
+        be gone: `clean` and `gc` wait for the same lock."""
         assert decision.key is not None
         record = self.store.record(decision.key)
         if record and not self.store.damage(record):
@@ -89,7 +89,10 @@ class Rebuilder:
             changed = sources.changed(node.target.sources, decision.manifest.sources, task.sources, self.store.cache)
             if changed:
                 raise BuildError(*(p.replacing(where=node.target.where) for p in changed))
-            return self._publish(decision.manifest, place, outcome, time.monotonic() - started)
+            try:
+                return self._publish(decision.manifest, place, outcome, time.monotonic() - started)
+            except ProblemError as e:
+                raise BuildError(*self._failed(node, decision.key, place, e.problems)) from None
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -121,15 +124,12 @@ class Rebuilder:
     def _failed(self, node: Node, key: str, place: Path, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
         """The problems of a failed build with its place, its log and the command that repeats it alone."""
         kept = self.store.keep_failed(key, place)
-        task = job.load((kept / "job.json").read_bytes())
-        task = msgspec.structs.replace(task, out=kept / "out", scratch=kept / "scratch")
-        (kept / "job.json").write_bytes(job.dump(task))
         shutil.rmtree(kept / "scratch", ignore_errors=True)
         first, *rest = problems
         facts = (
             ("target", f"{node.name} (kind {node.target.kind})"),
             ("log", str(kept / "log")),
-            ("repeat", f"python -P -m modelbuild.worker {kept / 'job.json'}"),
+            ("repeat", shlex.join([*local.WORKER, str(kept / "job.json")])),
         )
         return (first.replacing(where=node.target.where, facts=facts), *rest)
 

@@ -1,6 +1,7 @@
 """Runs one build in a child process: reads the job, calls the kind, tells the driver what happens line by line.
 
-By hand, `python -P -m modelbuild.worker job.json` repeats a stage alone, with its talk on stderr.
+By hand, `python -P -m modelbuild.worker job.json` repeats a stage alone, with its talk on stderr and its output
+beside the job file.
 """
 
 from __future__ import annotations
@@ -204,6 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     job = load(options.job.read_bytes())
     if options.events is None:
+        place = options.job.absolute().parent
+        job = msgspec.structs.replace(job, out=place / "out", scratch=place / "scratch")
         shutil.rmtree(job.out, ignore_errors=True)
         talk = Talk(None)
     else:
