@@ -38,10 +38,10 @@ class Names:
     def key(self, recipe: str, target: str) -> str | None:
         """The key that a target's name links to, or None."""
         try:
-            parts = Path(os.readlink(self.path(recipe, target))).parts  # noqa: PTH115 - no Path to return
-        except OSError:
+            up, store, key, out = Path(os.readlink(self.path(recipe, target))).parts  # noqa: PTH115 - the hot path
+        except (OSError, ValueError):
             return None
-        return parts[-2] if len(parts) >= 2 and KEY.fullmatch(parts[-2]) else None
+        return key if (up, store, out) == ("..", self.store.name, "out") and KEY.fullmatch(key) else None
 
     def link(self, recipe: str, target: str, key: str) -> None:
         """Make a target's name link to `key`, in one step."""
@@ -99,5 +99,9 @@ class Names:
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old or the new, never half."""
     aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    aside.write_bytes(data)
-    aside.replace(path)
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
