@@ -163,8 +163,12 @@ class Store:
 
         A file of `linked` shares its inode with a file of the store, whose digest is known: it is not read again.
         """
+        if out.is_symlink() or not out.is_dir():
+            raise problem("the build removed the folder for its output")
         entries = list(_walk(out))
         for path, info in entries:
+            if not _is_text(path):
+                raise problem("the build made a file whose name is not UTF-8", path=repr(path))
             if info is not None and not modes.S_ISREG(info.st_mode):
                 raise problem("the build made something that is no regular file", path=path)
             mode = 0o555 if info is not None and info.st_mode & 0o100 else 0o444
@@ -206,6 +210,14 @@ class Store:
         grave.parent.mkdir(exist_ok=True)
         path.rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _walk(top: Path) -> Iterator[tuple[str, os.stat_result | None]]:
