@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import click
 
 from modelbuild import __version__
-from modelbuild.errors import Problem, ProblemError
+from modelbuild.errors import Problem, ProblemError, from_os_error
 
 COMMANDS: Mapping[str, str] = {
     "build": "Bring targets up to date, and only what is stale under them.",
@@ -75,8 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ProblemError as e:
         _tell(e.problems, "--json" in given)
         return e.exit_code
-    except click.exceptions.Abort:
-        return 130
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.exceptions.NoArgsIsHelpError as e:
@@ -85,12 +83,15 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as e:
         _tell((_usage_problem(e),), "--json" in given)
         return 2
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as e:
+        _tell((from_os_error(e),), "--json" in given)
+        return 2
     except Exception as e:
         from modelbuild.report.bug import report
 
