@@ -165,19 +165,17 @@ def _adopt(spec: Spec, ctx: Context) -> None:
     from modelbuild.lib import adopt, onnx_files
 
     path = _the_model(ctx)
-    model, beside = adopt.examine(path, ctx.source_files("path"))
-    component = onnx_files.component(model)
+    found = adopt.examine(path, ctx.source_files("path"))
     ctx.link(path, ctx.out / onnx_files.MODEL)
-    for file in beside:
+    for file in found.beside:
         ctx.link(file, ctx.out / file.relative_to(path.parent))
-    ctx.progress(1, 2, "run the model once")
-    ctx.log(adopt.try_out(path, component))
-    ctx.progress(2, 2, "run the model once")
-    rows = onnx_files.embedding_rows(model)
-    carried = _companion(ctx, path, rows)
-    settings = carried.settings | ({"vocab_size": rows} if rows else {})
+    ctx.progress(0, 1, "run the model once")
+    ctx.log(adopt.try_out(path, found.component))
+    ctx.progress(1, 1, "run the model once")
+    carried = _companion(ctx, path, found.rows)
+    settings = carried.settings | ({"vocab_size": found.rows} if found.rows else {})
     descriptor = msgspec.structs.replace(
-        carried, format="onnx", task=spec.task, components={"model": component}, settings=settings
+        carried, format="onnx", task=spec.task, components={"model": found.component}, settings=settings
     )
     ctx.describe(descriptor)
 

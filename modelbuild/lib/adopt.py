@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from modelbuild.artifact import Component
 from modelbuild.errors import ProblemError, problem
@@ -14,8 +15,16 @@ TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "posit
 BATCH, LENGTH = 2, 8
 
 
-def examine(path: Path, hashed: Sequence[Path]) -> tuple[Any, tuple[Path, ...]]:
-    """The graph in `path` without its weights, and the files of weights beside it.
+class Examined(msgspec.Struct, frozen=True):
+    """What is known of a file: its graph's inputs and outputs, the files beside it, the rows of its embeddings."""
+
+    component: Component
+    beside: tuple[Path, ...]
+    rows: int | None
+
+
+def examine(path: Path, hashed: Sequence[Path]) -> Examined:
+    """Look at the graph in `path` without reading the weights beside it, and have it checked.
 
     A `ProblemError` when the file is corrupt or invalid, or its weights are missing, truncated, outside its folder,
     or not among `hashed` (a change of them would go unnoticed).
@@ -29,10 +38,12 @@ def examine(path: Path, hashed: Sequence[Path]) -> tuple[Any, tuple[Path, ...]]:
             file=unseen[0].name,
             hint=f"name it `{path.name}.data` and save the model with that location",
         )
+    found = Examined(onnx_files.component(model), beside, onnx_files.embedding_rows(model))
+    del model  # the checker and ONNX Runtime each read the file for themselves
     onnx_files.check(path)
-    if not model.graph.output:
+    if not found.component.outputs:
         raise problem(f"`{path.name}` has no outputs", file=path)
-    return model, beside
+    return found
 
 
 def try_out(path: Path, component: Component) -> str:

@@ -24,6 +24,11 @@ class TorchWeight(msgspec.Struct, frozen=True):
     axes: tuple[int, ...]
 
     @property
+    def suffix(self) -> str:
+        """What a permuted weight's name ends in."""
+        return ".T" if len(self.axes) == 2 else "." + "".join(str(a) for a in self.axes)
+
+    @property
     def dtype(self) -> str:
         return str(self.tensor.dtype).removeprefix("torch.")
 
@@ -80,33 +85,41 @@ def _graft(graph: Any, state: Mapping[str, Any], inputs: set[str]) -> dict[str, 
     A transposed weight becomes an initializer of its own, and constants are folded through `Unsqueeze`: ONNX
     Runtime's fusions look for the graph that is left.
     """
-    named = {name: name.removeprefix(PREFIX) for name in state}
     kept = [i for i in graph.input if i.name in inputs]
     del graph.input[:]
     graph.input.extend(kept)
-    aliases: dict[str, str] = {}
+    origin = {name: name for name in state}  # equal weights are one to the tracer, and `Identity` of it elsewhere
+    transposed: dict[str, str] = {}
     weights: dict[str, Weight] = {}
     nodes = []
     for node in graph.node:
-        if node.op_type == "Transpose" and node.input[0] in state:
-            tensor = state[node.input[0]]
-            axes = next(
-                (tuple(a.ints) for a in node.attribute if a.name == "perm"), tuple(reversed(range(tensor.ndim)))
-            )
-            name = aliases[node.output[0]] = named[node.input[0]] + ".T"
-            weights[name] = TorchWeight(tensor, axes)
+        source = origin.get(node.input[0]) if node.input else None
+        if source is not None and node.op_type == "Identity":
+            origin[node.output[0]] = source
+            continue
+        if source is not None and node.op_type == "Transpose":
+            weight = _transposed(state[source], node)
+            name = transposed[node.output[0]] = source.removeprefix(PREFIX) + weight.suffix
+            weights[name] = weight
             continue
         for i, name in enumerate(node.input):
-            if name in aliases:
-                node.input[i] = aliases[name]
-            elif name in state:
-                node.input[i] = named[name]
-                weights[named[name]] = TorchWeight(state[name], tuple(range(state[name].ndim)))
+            if name in transposed:
+                node.input[i] = transposed[name]
+            elif name in origin:
+                tensor = state[origin[name]]
+                node.input[i] = origin[name].removeprefix(PREFIX)
+                weights[node.input[i]] = TorchWeight(tensor, tuple(range(tensor.ndim)))
         nodes.append(node)
     nodes = _fold(nodes)
     del graph.node[:]
     graph.node.extend(nodes)
     return weights
+
+
+def _transposed(tensor: Any, node: Any) -> TorchWeight:
+    """The weight as a `Transpose` node would give it; without `perm` that reverses the axes."""
+    axes = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), tuple(reversed(range(tensor.ndim))))
+    return TorchWeight(tensor, axes)
 
 
 def _fold(nodes: list[Any]) -> list[Any]:

@@ -136,6 +136,22 @@ class TestExport:
         assert "encoder.layer.0.attention.self.query.weight.T" in names
         assert not any("pooler" in name for name in names)
 
+    def test_equal_weights_are_stored_once(self, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+        from modelbuild.lib import export as lib
+        from modelbuild.lib.lean_torch import import_class, import_torch
+
+        torch = import_torch()
+        model = lib.load(tiny("bert"), import_class("BertModel"), {"add_pooling_layer": False})
+        model.encoder.layer[1].load_state_dict(model.encoder.layer[0].state_dict())
+        names = lib.input_names(model)
+        sample = {n: torch.from_numpy(v) for n, v in lib.made_inputs(names, 2, 9, model.config).items()}
+
+        graph, weights = torchscript.trace(model, sample, {"last_hidden_state": {0: "batch", 1: "sequence"}}, 17)
+
+        assert not any(n.op_type == "Identity" for n in graph.graph.node)
+        stored = {(w.shape, w.array().tobytes()) for w in weights.values()}
+        assert len(stored) == len(weights)
+
     def test_weights_too_large_for_one_file_lie_beside_it(self, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
         from modelbuild.lib import export as lib
         from modelbuild.lib.lean_torch import import_class, import_torch
