@@ -284,8 +284,8 @@ def _quantize(
     from modelbuild.lib import agreement, calibration, dynamic_int8, quantizable, samples
 
     if spec.calibration is None:
-        cases = [(1, feeds) for _, feeds in agreement.cases(source.descriptor.model().inputs)]
-        references = calibration.outputs(graph, cases)
+        cases = [feeds for _, feeds in agreement.cases(source.descriptor.model().inputs)]
+        references = calibration.outputs(graph, calibration.with_real_ids(graph, cases))
         linear = [each for each in quantizable.linearize(graph, chosen) if isinstance(each, quantizable.Linear)]
         dynamic_int8.write(
             graph,
@@ -332,10 +332,16 @@ def _write_static(
 
     channels = ranges.channels(graph, found, outputs=spec.outputs)
     observed = calibration.observe(
-        calibration.Probe(graph, channels), batched(), step=step, averaging=spec.moving_average
+        calibration.Probe(graph, channels),
+        batched(),
+        tokens=int(data.lengths[:total].sum()),
+        step=step,
+        averaging=spec.moving_average,
     )
     alpha = None if spec.smooth == "auto" else spec.smooth
-    factors = {} if spec.smooth is None else ranges.smoothing(graph, found, observed, alpha)
+    factors = (
+        {} if spec.smooth is None else ranges.smoothing(graph, found, observed, alpha, per_channel=spec.per_channel)
+    )
     if spec.calibrate == "minmax":
         plans = ranges.extremes(observed, factors)
     else:

@@ -121,6 +121,19 @@ def require_ids_fit(graph: Graph, batch: Mapping[str, Array]) -> None:
             )
 
 
+def with_real_ids(graph: Graph, cases: Iterable[dict[str, Array]]) -> Iterator[Batch]:
+    """Made-up inputs with ids from all over the embedding tables that they are looked up in."""
+    import numpy as np
+
+    for seed, feeds in enumerate(cases):
+        random = np.random.default_rng(seed)
+        for name, ids in feeds.items():
+            rows = _table_rows(graph, name)
+            if rows is not None and rows > 16 and ids.any() and "mask" not in name and "position" not in name:
+                feeds[name] = random.integers(0, rows, ids.shape).astype(ids.dtype)
+        yield len(next(iter(feeds.values()))), feeds
+
+
 def _table_rows(graph: Graph, name: str) -> int | None:
     """The rows of the table that the input `name` indexes, seen through casts."""
     names = {name}
@@ -207,7 +220,6 @@ def _open(model: Any, arrays: Mapping[str, Array]) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = 1, 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_external_initializers(list(arrays), [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()])
     with sessions.failures("ONNX Runtime does not load the model for calibration"):
         return ort.InferenceSession(model.SerializeToString(), options, providers=list(sessions.CPU))
@@ -242,9 +254,16 @@ def _add_observers(model: Any, channels: Mapping[str, int | None], opset: int) -
 
 
 def observe(
-    probe: Probe, batched: Iterable[Batch], *, step: Callable[[int], None], averaging: float | None = None
+    probe: Probe,
+    batched: Iterable[Batch],
+    *,
+    tokens: int,
+    step: Callable[[int], None],
+    averaging: float | None = None,
 ) -> dict[str, Observed]:
     """Run all batches and sum up what was seen of each activation; `step` hears how many samples are done.
+
+    `tokens` is about how many rows most activations will have in all, from which the sample of rows is spread.
 
     `averaging` is ONNX Runtime's CalibMovingAverageConstant: ranges are then moving averages over batches, not the
     extremes.
@@ -253,7 +272,7 @@ def observe(
 
     ranges: list[list[Any]] = []
     rows: list[list[Any]] = [[] for _ in probe.activations]
-    stride, done = 1, 0
+    stride, done = max(1, tokens // ROWS), 0
     for number, (count, feeds) in enumerate(batched):
         _gather(probe, probe.reduced(feeds, number * 7 % stride, stride), ranges, rows, averaging)
         while max(sum(map(len, r)) for r in rows) > 2 * ROWS:

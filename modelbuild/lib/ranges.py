@@ -53,7 +53,12 @@ def smoothing_groups(found: Sequence[Linear | Convolution]) -> list[tuple[list[s
 
 
 def smoothing(
-    graph: Graph, found: Sequence[Linear | Convolution], observed: Mapping[str, Observed], alpha: float | None
+    graph: Graph,
+    found: Sequence[Linear | Convolution],
+    observed: Mapping[str, Observed],
+    alpha: float | None,
+    *,
+    per_channel: bool,
 ) -> dict[str, Any]:
     """s [K] for each activation that is worth smoothing; see `modelbuild.lib.smoothing.factors`."""
     import numpy as np
@@ -65,8 +70,9 @@ def smoothing(
         low = np.min([o.low for o in seen], axis=0)
         high = np.max([o.high for o in seen], axis=0)
         stats = smoothing_module.Channels(low, high, power)
-        factors, remaining = smoothing_module.factors(stats, [graph.constants[w] for w in weights], alpha)
-        if remaining < WORTH:
+        values = [graph.constants[w] for w in weights]
+        factors, remaining = smoothing_module.factors(stats, values, alpha, per_channel=per_channel)
+        if alpha is not None or remaining < WORTH:
             chosen.update(dict.fromkeys(activations, factors))
     return chosen
 

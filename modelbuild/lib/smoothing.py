@@ -17,12 +17,10 @@ from typing import Any
 
 import msgspec
 
-ALPHAS = tuple(a / 20 for a in range(8, 21))
-"""Candidates for alpha: 0.4 to 1."""
-FLOORS = (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0)
+ALPHAS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)
+"""Candidates for alpha."""
+FLOORS = tuple(0.1 * 1.6**i for i in range(9))
 """Candidates for how strongly small channels are raised, of the second family (see `_candidates`)."""
-COLUMNS = 128
-"""Columns of a weight that the prediction looks at, evenly spread."""
 TINY = 1e-6
 
 
@@ -34,29 +32,24 @@ class Channels(msgspec.Struct, frozen=True):
     power: Any
 
 
-def factors(channels: Channels, weights: Sequence[Any], alpha: float | None) -> tuple[Any, float]:
+def factors(
+    channels: Channels, weights: Sequence[Any], alpha: float | None, *, per_channel: bool = True
+) -> tuple[Any, float]:
     """(s [K] float32, predicted error relative to that without smoothing) for the weights [K, N] it meets.
 
-    `alpha` None chooses by prediction. The geometric mean of s is 1.
+    `alpha` None chooses by prediction; `per_channel` says whether each column of the weights has a scale. The
+    geometric mean of s is 1.
     """
     import numpy as np
 
-    columns = [_few_columns(np.asarray(w)) for w in weights]
-    joint = np.abs(np.concatenate(columns, axis=1))
+    joint = np.abs(np.concatenate(list(weights), axis=1))
     energy = np.square(joint).sum(axis=1)
-    ones = np.ones_like(channels.low)
-    plain = _predicted(ones, channels, joint, energy)
-    best, least = ones, plain
-    for candidate in _candidates(channels, joint, energy, alpha):
-        error = _predicted(candidate, channels, joint, energy)
-        if alpha is not None or error < least:
-            best, least = candidate, error
-    return (best / np.exp(np.log(best).mean())).astype(np.float32), least / plain if plain > 0 else 1.0
-
-
-def _few_columns(weight: Any) -> Any:
-    step = max(1, weight.shape[1] // COLUMNS)
-    return weight[:, ::step]
+    candidates = list(_candidates(channels, joint, energy, alpha))
+    errors = [_predicted(s, channels, joint, energy, per_channel) for s in candidates]
+    plain = _predicted(np.ones_like(channels.low), channels, joint, energy, per_channel)
+    best = int(np.argmin(errors))
+    s = candidates[best] / np.exp(np.log(candidates[best]).mean())
+    return s.astype(np.float32), errors[best] / plain if plain > 0 else 1.0
 
 
 def _candidates(channels: Channels, joint: Any, energy: Any, alpha: float | None) -> Iterator[Any]:
@@ -78,10 +71,12 @@ def _candidates(channels: Channels, joint: Any, energy: Any, alpha: float | None
         yield np.maximum(reach, strength * floor)
 
 
-def _predicted(s: Any, channels: Channels, joint: Any, energy: Any) -> float:
+def _predicted(s: Any, channels: Channels, joint: Any, energy: Any, per_channel: bool) -> float:
     """The expected squared error of the products, up to a factor that all candidates share."""
     import numpy as np
 
     step = (max(float((channels.high / s).max()), 0.0) - min(float((channels.low / s).min()), 0.0)) / 255
     columns = (joint * s[:, None]).max(axis=0) / 127
+    if not per_channel:
+        columns[:] = columns.max()
     return float(step**2 * (energy * np.square(s)).sum() + np.square(columns).sum() * (channels.power / s**2).sum())
