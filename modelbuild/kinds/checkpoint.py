@@ -86,6 +86,7 @@ def tools(spec: Spec) -> Collection[str]:
 
 def build(spec: Spec, ctx: Context) -> None:
     from modelbuild.lib import checkpoint_files as lib
+    from modelbuild.lib import inference_settings, safetensors_files
 
     files = _files(spec, ctx)
     config = lib.read_config(files)
@@ -98,9 +99,14 @@ def build(spec: Spec, ctx: Context) -> None:
     tokenizer, extras = lib.matching(files, lib.TOKENIZER), lib.matching(files, lib.EXTRAS)
     for name in (*tokenizer, *extras):
         ctx.link(files[name], ctx.out / name)
-    tensors = [t for name in weights if name.endswith(".safetensors") for t in lib.header(ctx.out / name).values()]
-    settings, count = lib.settings(files, config), lib.parameters(tensors)
-    precision = lib.precision(tensors)
+    tensors = [
+        t
+        for name in weights
+        if name.endswith(".safetensors")
+        for t in safetensors_files.header(ctx.out / name).values()
+    ]
+    settings, count = inference_settings.settings(files, config), safetensors_files.parameters(tensors)
+    precision = safetensors_files.precision(tensors)
     ctx.log(
         f"{settings.get('architecture', settings['model_type'])}, {count / 1e6:.1f} M parameters, {precision}, "
         f"{'tokenizer' if tokenizer else 'no tokenizer'}"

@@ -19,12 +19,10 @@ targets:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
 from modelbuild import kind
@@ -33,8 +31,6 @@ from modelbuild.errors import problem
 from modelbuild.kind import Anywhere, Context, Ref, Source, SpecError
 
 if TYPE_CHECKING:
-    from modelbuild.lib.rows import TextFile
-    from modelbuild.lib.samples import Encoded
     from modelbuild.lib.tokenizing import Tokenizer
 
 VERSION = 1
@@ -45,8 +41,6 @@ RESOURCES = ()
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "txt", ".npz": "npz"}
 DEFAULT_MAX_LENGTH = 512
 """For a tokenizer whose artifact states no length at all."""
-CHUNK = 512
-"""Texts encoded at a time: enough to keep the tokenizer's threads busy, little enough to stay small."""
 
 
 class Spec(kind.Spec, frozen=True, kw_only=True):
@@ -122,7 +116,7 @@ def build(spec: Spec, ctx: Context) -> None:
 
 
 def _texts(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import rows, samples, tokenizing
+    from modelbuild.lib import rows, samples, texts, tokenizing
 
     artifact = ctx.input("tokenizer")
     tokenizer = tokenizing.Tokenizer(artifact)
@@ -143,10 +137,12 @@ def _texts(spec: Spec, ctx: Context) -> None:
         pad_left=padding.left,
         pad_to=max_length if spec.padding == "max_length" else None,
     )
-    chosen = _draw(spec, file, ctx) if spec.seed is not None else None
-    tally = Tally()
-    encoded = _encode(spec, file, tokenizer, ctx, tally, None if chosen is None else sorted(chosen))
-    order = None if chosen is None else _places(chosen)
+    progress = ctx.progress
+    chosen = texts.draw(file, spec.seed, spec.limit, progress) if spec.seed is not None else None
+    limit = None if chosen is not None else spec.limit
+    tally = texts.Tally()
+    encoded = texts.encode(file, tokenizer, tally, progress, chosen=chosen, limit=limit)
+    order = None if chosen is None else texts.places(chosen)
     written = samples.write_texts(ctx.out, encoded, header, order)
     if not written.count:
         hint = "is it the right file and column?"
@@ -174,61 +170,6 @@ def _texts(spec: Spec, ctx: Context) -> None:
     )
 
 
-class Tally(msgspec.Struct):
-    """What is counted while texts stream by."""
-
-    blank: int = 0
-    cut: int = 0
-    largest: int = 0
-    labels: list[Any] = []
-
-
-def _encode(
-    spec: Spec, file: TextFile, tokenizer: Tokenizer, ctx: Context, tally: Tally, chosen: Sequence[int] | None
-) -> Iterator[Encoded]:
-    """The chosen rows (places among those that are not blank, ascending) encoded; else the first `limit`."""
-
-    def kept() -> Iterator[tuple[str, ...]]:
-        wanted, place = iter(chosen or ()), 0
-        following = next(wanted, None)
-        for row in file.rows(lambda done, total: ctx.progress(done, total, "tokenize")):
-            if row.blank:
-                tally.blank += 1
-                continue
-            if chosen is None or place == following:
-                following = next(wanted, None)
-                if spec.label is not None:
-                    tally.labels.append(row.label)
-                yield row.texts
-            place += 1
-
-    rows = kept() if spec.seed is not None else itertools.islice(kept(), spec.limit)
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        for sample, cut in tokenizer.encode(chunk):
-            tally.cut += cut
-            tally.largest = max(tally.largest, *sample.ids) if sample.ids else tally.largest
-            yield sample
-
-
-def _draw(spec: Spec, file: TextFile, ctx: Context) -> list[int]:
-    """Places of the samples to take among the rows that are not blank, shuffled."""
-    count = sum(not row.blank for row in file.rows(lambda done, total: ctx.progress(done, total, "count")))
-    return _shuffled(spec, count)
-
-
-def _shuffled(spec: Spec, count: int) -> list[int]:
-    import numpy as np
-
-    order: list[int] = np.random.default_rng(spec.seed).permutation(count)[: spec.limit].tolist()
-    return order
-
-
-def _places(chosen: Sequence[int]) -> list[int]:
-    """For each of `chosen`, its place in ascending order: where the file's order put it."""
-    place = {row: i for i, row in enumerate(sorted(chosen))}
-    return [place[row] for row in chosen]
-
-
 def _max_length(spec: Spec, settings: dict[str, Any], tokenizer: Tokenizer, ctx: Context) -> int:
     """Tokens per sample: the recipe's, else the model's own, checked against both ends."""
     positions = settings.get("max_positions")
@@ -249,14 +190,14 @@ def _max_length(spec: Spec, settings: dict[str, Any], tokenizer: Tokenizer, ctx:
 
 
 def _tensors(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import npz, samples
+    from modelbuild.lib import npz, samples, texts
 
     count, files = npz.unpack(ctx.sources["path"], spec.path, ctx.scratch)
     if not count:
         raise problem(f"`{spec.path}` holds no samples", arrays=", ".join(files) or "none")
     chosen: Sequence[int] | None = None
     if spec.seed is not None:
-        chosen = _shuffled(spec, count)
+        chosen = texts.shuffled(count, spec.seed, spec.limit)
     elif spec.limit is not None and spec.limit < count:
         chosen = range(spec.limit)
     taken = count if chosen is None else len(chosen)

@@ -207,12 +207,13 @@ def _companion(ctx: Context, path: Path, rows: int | None) -> Descriptor:
     if not ctx.sources["path"].is_dir():
         return Descriptor(format="onnx")
     from modelbuild.lib import checkpoint_files as lib
+    from modelbuild.lib import inference_settings
 
     files = {p.relative_to(path.parent).as_posix(): p for p in ctx.source_files("path")}
     tokenizer, extras = lib.matching(files, lib.TOKENIZER), lib.matching(files, lib.EXTRAS)
     for name in (*tokenizer, *extras):
         ctx.link(files[name], ctx.out / name)
-    settings = lib.settings(files, lib.read_config(files)) if lib.CONFIG in files else {}
+    settings = inference_settings.settings(files, lib.read_config(files)) if lib.CONFIG in files else {}
     own = Descriptor(format="onnx", tokenizer=tokenizer, extras=extras, settings=settings)
     _require_fit(Artifact(ctx.out, own), rows)
     return own

@@ -9,7 +9,7 @@ import msgspec
 
 from modelbuild.artifact import Component
 from modelbuild.errors import ProblemError, problem
-from modelbuild.lib import onnx_files, sessions
+from modelbuild.lib import external_data, onnx_files, sessions
 
 TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
 BATCH, LENGTH = 2, 8
@@ -30,7 +30,7 @@ def examine(path: Path, hashed: Sequence[Path]) -> Examined:
     or not among `hashed` (a change of them would go unnoticed).
     """
     model = onnx_files.load(path, weights=False)
-    beside = onnx_files.require_external(model, path)
+    beside = external_data.require_external(model, path)
     unseen = sorted(set(beside) - set(hashed))
     if unseen:
         raise problem(

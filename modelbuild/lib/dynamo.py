@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from modelbuild.lib.onnx_files import Weight
+from modelbuild.lib.onnx_weights import Weight
 from modelbuild.lib.positional import positional
 
 

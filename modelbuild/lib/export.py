@@ -12,7 +12,7 @@ import msgspec
 
 from modelbuild.artifact import Component
 from modelbuild.errors import problem
-from modelbuild.lib import lean_torch, onnx_files, sessions
+from modelbuild.lib import lean_torch, onnx_files, onnx_weights, sessions
 from modelbuild.lib.export_tasks import DEFAULT_OPSET, TASKS, Exporter, Output
 
 CHECKED_SHAPES = ((1, 7), (2, 16), (3, 33), (1, 1))
@@ -64,7 +64,7 @@ def export(
     path = out / onnx_files.MODEL
     onnx_files.clean(graph)
     component = onnx_files.component(graph)
-    files = onnx_files.save_with(graph, state, path)
+    files = onnx_weights.save_with(graph, state, path)
     del graph, state
     gc.collect()
     progress(3, len(steps), steps[3])
@@ -151,7 +151,7 @@ def _run(torch: Any, model: Any, case: Mapping[str, Any], outputs: Sequence[Outp
 
 def _trace(
     torch: Any, model: Any, names: Sequence[str], outputs: Sequence[Output], exporter: Exporter, opset: int, limit: int
-) -> tuple[Any, dict[str, onnx_files.Weight]]:
+) -> tuple[Any, dict[str, onnx_weights.Weight]]:
     """The graph without its weights, and the weights."""
     from modelbuild.lib import dynamo, torchscript
 

@@ -70,7 +70,7 @@ def write_texts(folder: Path, samples: Iterable[Encoded], header: Header, order:
         (folder / TYPES).unlink()
     spans = np.stack([np.asarray(ends[:-1], dtype="<i8"), np.asarray(ends[1:], dtype="<i8")], axis=1)
     if order is not None:
-        spans = spans[np.asarray(order)]
+        spans = spans[np.asarray(order, dtype=np.int64)]
     spans.tofile(folder / SPANS)
     longest = int((spans[:, 1] - spans[:, 0]).max(initial=0))
     filled = msgspec.structs.replace(header, count=len(spans), tokens=ends[-1], longest=longest)

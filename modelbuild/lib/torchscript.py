@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from modelbuild.lib.onnx_files import Weight
+from modelbuild.lib.onnx_weights import Weight
 from modelbuild.lib.positional import PREFIX, positional
 
 

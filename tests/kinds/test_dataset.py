@@ -272,8 +272,11 @@ class TestRefused:
         return refusal(tmp_path, file, tokenizer, **options)
 
     @pytest.mark.parametrize(("name", "text"), [("a.txt", ""), ("a.jsonl", "\n"), ("a.csv", "text\n"), ("a.csv", "")])
-    def test_an_empty_dataset(self, tmp_path: Path, tokenizer_artifact: Artifact, name: str, text: str) -> None:
-        assert self.found(tmp_path, tokenizer_artifact, name, text).title == f"`{name}` holds no texts"
+    @pytest.mark.parametrize("seed", [None, 1])
+    def test_an_empty_dataset(
+        self, tmp_path: Path, tokenizer_artifact: Artifact, name: str, text: str, seed: int | None
+    ) -> None:
+        assert self.found(tmp_path, tokenizer_artifact, name, text, seed=seed).title == f"`{name}` holds no texts"
 
     def test_nothing_but_blanks(self, tmp_path: Path, tokenizer_artifact: Artifact) -> None:
         found = self.found(tmp_path, tokenizer_artifact, "a.txt", "\n  \n")

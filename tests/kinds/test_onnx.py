@@ -16,7 +16,7 @@ import pytest
 from modelbuild import artifact, kind
 from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import Problem, ProblemError
-from modelbuild.lib import onnx_files, sessions, torchscript
+from modelbuild.lib import external_data, onnx_files, onnx_weights, sessions, torchscript
 from tests import models
 from tests.kinds.run import Heard, run_kind
 
@@ -163,10 +163,10 @@ class TestExport:
         for place, limit in (("inside", 1 << 30), ("beside", 1000)):
             graph, weights = torchscript.trace(model, sample, {"last_hidden_state": {0: "batch", 1: "sequence"}}, 17)
             (tmp_path / place).mkdir()
-            files = onnx_files.save_with(graph, weights, tmp_path / place / "model.onnx", limit=limit)
+            files = onnx_weights.save_with(graph, weights, tmp_path / place / "model.onnx", limit=limit)
             assert len(files) == (1 if place == "inside" else 2)
         inside, beside = (onnx_files.load(tmp_path / p / "model.onnx") for p in ("inside", "beside"))
-        assert onnx_files.external_files(onnx_files.load(tmp_path / "beside/model.onnx", weights=False))
+        assert external_data.external_files(onnx_files.load(tmp_path / "beside/model.onnx", weights=False))
         case = lib.made_inputs(names, 2, 5, model.config)
         results = [sessions.open_session(tmp_path / p / "model.onnx").run(None, case)[0] for p in ("inside", "beside")]
         np.testing.assert_array_equal(*results)

@@ -1,0 +1,115 @@
+"""What a checkpoint's own files say about using it: lengths, pooling, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from modelbuild.errors import problem
+from modelbuild.lib.checkpoint_files import read_json
+
+SANE_LENGTH = 1_000_000
+"""Tokenizers without a limit write 1e30 for their `model_max_length`."""
+POOLINGS = {
+    "cls_token": "cls",
+    "mean_tokens": "mean",
+    "max_tokens": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean_tokens": "weightedmean",
+    "lasttoken": "lasttoken",
+}
+OFFSET_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types whose first position is one after the padding index."""
+
+
+def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Inference settings (JSON values) that the checkpoint's own files state.
+
+    `architecture`, `model_type`; `max_positions`: tokens the position embeddings allow; `max_length`: tokens the
+    model is meant for (sentence-transformers' limit, else the tokenizer's, else `max_positions`); `vocab_size`;
+    `pooling` (mean, cls, max, ..., joined by `+`), `normalize`, `lowercase` and `modules` (what else
+    sentence-transformers appends) where given; `labels` of a classifier, by index.
+    """
+    found: dict[str, Any] = {"model_type": config["model_type"]}
+    architectures = config.get("architectures")
+    if architectures:
+        found["architecture"] = architectures[0]
+    if isinstance(config.get("vocab_size"), int):
+        found["vocab_size"] = config["vocab_size"]
+    positions = _positions(config)
+    if positions:
+        found["max_positions"] = positions
+    bert = read_json(files["sentence_bert_config.json"]) if "sentence_bert_config.json" in files else {}
+    tokenizer = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    lengths = (bert.get("max_seq_length"), tokenizer.get("model_max_length"), positions)
+    sane = [int(n) for n in lengths if isinstance(n, int | float) and 0 < n < SANE_LENGTH]
+    if sane:
+        found["max_length"] = min(sane[0], positions or sane[0])
+    if bert.get("do_lower_case"):
+        found["lowercase"] = True
+    found |= _modules(files)
+    labels = config.get("id2label")
+    if (
+        isinstance(labels, dict)
+        and all(k.isdecimal() for k in labels)
+        and "Classification" in str(found.get("architecture", ""))
+    ):
+        found["labels"] = [labels[k] for k in sorted(labels, key=int)]
+    return found
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that have a position embedding; RoBERTa and its kin start counting after the padding index."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if config["model_type"] in OFFSET_POSITIONS:
+        pad = 1 if config["model_type"] == "mpnet" else config.get("pad_token_id")
+        return positions - (pad if isinstance(pad, int) else 1) - 1
+    return positions
+
+
+def _modules(files: Mapping[str, Path]) -> dict[str, Any]:
+    """What sentence-transformers does after the model, from `modules.json`."""
+    if "modules.json" not in files:
+        return {}
+    try:
+        modules = msgspec.json.decode(files["modules.json"].read_bytes(), type=list[dict[str, Any]])
+    except msgspec.MsgspecError as e:
+        raise problem("`modules.json` is not a JSON list of objects", file=files["modules.json"], cause=e) from None
+    found: dict[str, Any] = {"normalize": False}
+    others = []
+    for module in modules:
+        match str(module.get("type", "")).rpartition(".")[2]:
+            case "Transformer":
+                pass
+            case "Pooling":
+                file = files.get(f"{module.get('path')}/config.json")
+                found["pooling"] = _pooling(read_json(file)) if file else "mean"
+            case "Normalize":
+                found["normalize"] = True
+            case other:
+                others.append(other)
+    return found | ({"modules": others} if others else {})
+
+
+def _pooling(config: Mapping[str, Any]) -> str:
+    """sentence-transformers' pooling: `pooling_mode: mean`, or the older flags `pooling_mode_mean_tokens: true`."""
+    mode = config.get("pooling_mode")
+    if isinstance(mode, str):
+        return mode
+    if isinstance(mode, list | tuple):
+        return "+".join(str(m) for m in mode)
+    return "+".join(name for flag, name in POOLINGS.items() if config.get(f"pooling_mode_{flag}")) or "mean"
