@@ -148,7 +148,7 @@ def _hard_link(src: Path, dst: Path) -> bool:
 
 
 def run(job: Job, talk: Talk) -> bool:
-    """Do the job; whether it succeeded. Every failure is told as problems."""
+    """Do the job; whether it succeeded. Every failure is told as problems, first of all: the log's disk may be full."""
     try:
         module = kind.load(job.kind)
         spec = msgspec.convert(job.spec, module.Spec)
@@ -156,24 +156,31 @@ def run(job: Job, talk: Talk) -> bool:
         if not (job.out / artifact.DESCRIPTOR).is_file():
             hint = "its build must call ctx.describe"
             raise ProblemError(Problem(f"kind `{job.kind}` wrote no descriptor", hint=hint))
-    except ProblemError as e:
-        talk(Failed(e.problems))
-    except ModuleNotFoundError as e:
-        traceback.print_exc()
-        talk(Failed((_missing_module(job.kind, e),)))
-    except MemoryError:
-        traceback.print_exc()
-        talk(Failed((Problem("out of memory", hint="see the log for what was being done"),)))
-    except OSError as e:
-        traceback.print_exc()
-        talk(Failed((from_os_error(e),)))
+        artifact.read(job.out)
     except Exception as e:
-        traceback.print_exc()
-        cause = (str(e).strip() or repr(e)).splitlines()[0]
-        talk(Failed((Problem(f"{type(e).__name__}: {cause}", hint="the log has the whole traceback"),)))
-    else:
-        return True
-    return False
+        talk(Failed(_problems(job.kind, e)))
+        if not isinstance(e, ProblemError):
+            with contextlib.suppress(OSError):
+                traceback.print_exception(e)
+        return False
+    return True
+
+
+def _problems(name: str, error: Exception) -> tuple[Problem, ...]:
+    """What to tell of an exception that ended the build of a target of kind `name`."""
+    match error:
+        case ProblemError():
+            return error.problems
+        case ModuleNotFoundError():
+            return (_missing_module(name, error),)
+        case MemoryError():
+            return (Problem("out of memory", hint="see the log for what was being done"),)
+        case OSError():
+            return (from_os_error(error),)
+        case _:
+            cause = (str(error).strip() or repr(error)).splitlines()[0]
+            shown = cause.encode("utf-8", "backslashreplace").decode()
+            return (Problem(f"{type(error).__name__}: {shown}", hint="the log has the whole traceback"),)
 
 
 def _missing_module(name: str, error: ModuleNotFoundError) -> Problem:
