@@ -33,7 +33,7 @@ import msgspec
 from msgspec import Meta
 
 from modelbuild import kind
-from modelbuild.artifact import Artifact, Descriptor
+from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem, suggestion
 from modelbuild.kind import Context, Ref, SpecError
 
@@ -121,6 +121,7 @@ def build(spec: Spec, ctx: Context) -> None:
     ctx.progress(2, 4, "save")
     onnx_files.save(model, ctx.out / onnx_files.MODEL)
     component = onnx_files.component(model)
+    _require_inputs(source, component)
     ops = onnx_files.operators(model)
     del plain, model
     ctx.progress(3, 4, "compare")
@@ -207,6 +208,14 @@ def _require_fused(spec: Spec, gained: Counter[str], present: int) -> None:
             fused=", ".join(f"{n} {op}" for op, n in sorted(gained.items())),
             hint=EXPORT_HINT,
         )
+
+
+def _require_inputs(source: Artifact, fused: Component) -> None:
+    """A `ProblemError` when a pattern took an input away: the image patterns know no attention mask."""
+    kept = {t.name for t in fused.inputs}
+    lost = [t.name for t in source.descriptor.model().inputs if t.name not in kept]
+    if lost:
+        raise problem(f"the fused model has lost the input `{lost[0]}`", hint="check `model_type`")
 
 
 def _drop_unused_domains(model: Any) -> None:
