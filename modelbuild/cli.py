@@ -117,7 +117,8 @@ def _tell(problems: tuple[Problem, ...], as_json: bool) -> None:
     from modelbuild.report.color import wanted
     from modelbuild.report.errors import render
 
-    click.echo(render(problems, wanted(sys.stderr)), err=True)
+    color = wanted(sys.stderr)
+    click.echo(render(problems, color), err=True, color=color)
 
 
 def run() -> None:

@@ -25,7 +25,7 @@ def command(folder: Path, as_json: bool) -> int:
     else:
         color = wanted(sys.stdout)
         for f in findings:
-            click.echo(f"{styled(f'{f.state:>5}', STYLES[f.state], color)}  {f.about}: {f.found}")
+            click.echo(f"{styled(f'{f.state:>5}', STYLES[f.state], color)}  {f.about}: {f.found}", color=color)
             if f.remedy:
                 click.echo(f"       {f.remedy}")
     return int(any(f.state == "wrong" for f in findings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ import click
 from modelbuild import project
 from modelbuild.commands.options import echo_json, json_option
 from modelbuild.errors import problem
+from modelbuild.language.option import NAME
+from modelbuild.language.scalar import resolve
 
 HEAD = "# yaml-language-server: $schema=recipe.schema.json\n"
 CHECKPOINT = """\
@@ -53,6 +56,8 @@ def command(
     """
     recipes = folder / project.RECIPES
     chosen = name or _name(model)
+    if not NAME.fullmatch(chosen):
+        raise problem(f"`{chosen}` cannot be a recipe's name", hint="letters, digits and `_.-`, such as `minilm`")
     path = recipes / f"{chosen}.yaml"
     if path.exists() and not force:
         raise problem(f"`{path}` exists already", hint="--force replaces it, --name takes another name")
@@ -61,7 +66,7 @@ def command(
     path.write_text(text)
     _surroundings(folder, recipes)
     if as_json:
-        echo_json({"recipe": path, "next": f"modelbuild build {chosen}"})
+        echo_json({"recipe": str(path), "next": f"modelbuild build {chosen}"})
         return
     click.echo(f"wrote {path}")
     click.echo(f"next: modelbuild build {chosen}")
@@ -77,20 +82,26 @@ def _recipe(model: str, revision: str | None, calibration: Path | None, recipes:
     if given.suffix == ".onnx":
         if not given.is_file():
             raise problem(f"there is no file `{model}`")
-        return ONNX.format(path=_relative(given, recipes))
+        return ONNX.format(path=_quoted(_relative(given, recipes)))
     if given.is_dir():
         if not (given / "config.json").is_file():
             raise problem(
                 f"`{model}` is no checkpoint", looked_for="config.json", hint="name the folder with the weights"
             )
-        source = f"path: {_relative(given, recipes)}"
+        source = f"path: {_quoted(_relative(given, recipes))}"
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        source = f"hf: {model}, revision: {revision or _cached_revision(model)}"
+        source = f"hf: {model}, revision: {_quoted(revision or _cached_revision(model))}"
     else:
         raise problem(f"`{model}` is no folder, no ONNX file and no hub id (`org/model`)")
-    dataset = DATASET.format(path=_relative(calibration, recipes)) if calibration else ""
+    dataset = DATASET.format(path=_quoted(_relative(calibration, recipes))) if calibration else ""
     used = ", calibration: sentences" if calibration else ""
     return CHECKPOINT.format(source=source, dataset=dataset, calibration=used)
+
+
+def _quoted(text: str) -> str:
+    """As a YAML string within braces: in quotes where it could be taken for something else."""
+    plain = re.fullmatch(r"[\w./-]+", text) and isinstance(resolve(text), str)
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _relative(path: Path, recipes: Path) -> str:

@@ -19,12 +19,12 @@ from modelbuild.report import amounts
 @opens_project
 def command(project: Project, pattern: str, as_json: bool) -> None:
     """Show TARGET's artifact as last built: its model, settings, metrics, files, and every fact that went into it."""
-    for name in project.select((pattern,)):
-        record = record_of(project, name)
-        made = artifact.read(project.store.out(record.key))
-        if as_json:
-            echo_json({"target": name, "key": record.key, "record": record, "descriptor": made.descriptor})
-            continue
+    records = [(name, record_of(project, name)) for name in project.select((pattern,))]
+    shown = [(name, record, artifact.read(project.store.out(record.key))) for name, record in records]
+    if as_json:
+        echo_json([{"target": n, "key": r.key, "record": r, "descriptor": made.descriptor} for n, r, made in shown])
+        return
+    for name, record, made in shown:
         node = project.graph.nodes[name]
         click.echo(f"{name} ({record.manifest.kind})")
         rows = [

@@ -44,7 +44,7 @@ def command(project: Project, patterns: tuple[str, ...], as_json: bool) -> None:
         cause = [p.title for p in d.problems] or list(d.reasons[:1])
         rows.append((styled(f"{word:11}", style, color), d.target, size, built, cause[0] if cause else ""))
     for line in amounts.table(rows):
-        click.echo(line)
+        click.echo(line, color=color)
 
 
 def _row(d: Decision) -> dict[str, object]:
