@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from modelbuild.lib.absorption import absorb
 from modelbuild.lib.calibration import Observed
 from modelbuild.lib.onnx_graph import Graph
 from modelbuild.lib.quantizable import Convolution, Linear
@@ -31,11 +32,15 @@ class Scheme(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is written for one activation: its range after smoothing, and the factors s [K] (None: not smoothed)."""
+    """What is written for one activation: its range after smoothing, and the factors s [K] (None: not smoothed).
+
+    `absorbed`: what makes the activation divides by s already.
+    """
 
     low: float
     high: float
     factors: Any = None
+    absorbed: bool = False
 
 
 def write(
@@ -46,7 +51,16 @@ def write(
     scheme: Scheme,
 ) -> None:
     """Quantize `found` in place. `plans` has every input, and the outputs that are quantized too."""
+    plans = {name: _absorbed(graph, name, plan, found, scheme) for name, plan in plans.items()}
     _Writer(graph, plans, observed, scheme).write(found)
+
+
+def _absorbed(graph: Graph, name: str, plan: Plan, found: Sequence[Linear | Convolution], scheme: Scheme) -> Plan:
+    """The plan, with its division made part of the constants before where that is possible."""
+    if plan.factors is None or scheme.outputs:  # the ranges of results were observed undivided
+        return plan
+    nodes = [each.node for each in found if each.input == name]
+    return msgspec.structs.replace(plan, absorbed=absorb(graph, name, plan.factors, nodes))
 
 
 class _Writer:
@@ -90,7 +104,7 @@ class _Writer:
         if name in self.codes:
             return [], self.codes[name]
         graph, plan, nodes, source = self.graph, self.plans[name], [], name
-        if plan.factors is not None:
+        if plan.factors is not None and not plan.absorbed:
             inverse = graph.add_constant(f"{name}_smoothing", (1 / plan.factors).astype("float32"))
             source = graph.unused_name(f"{name}_smoothed")
             nodes.append(helper.make_node("Mul", [name, inverse], [source], name=f"{source}/Mul"))

@@ -148,6 +148,7 @@ def linearize(graph: Graph, chosen: Sequence[Any]) -> list[Linear | Convolution]
             found.append(Linear(made[0], made[0].input[0], made[0].input[1], made[0].output[0]))
             nodes.extend(made)
     graph.nodes = nodes
+    graph.prune()
     return found
 
 
