@@ -86,8 +86,9 @@ class Ran:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The events that `build --json` told, in order."""
-        lines = [json.loads(line) for line in self.out.splitlines() if line.startswith("{")]
+        """The events that `build --json` told, in order, but for a line that was cut off by a kill."""
+        whole = self.out[: self.out.rfind("\n") + 1]
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if "event" in line]
 
     @property
