@@ -116,9 +116,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
     ] = None
     correct_bias: Annotated[bool, Meta(description="Take each product's mean error out of the bias behind it.")] = True
     outputs: Annotated[bool, Meta(description="Quantize the results of products too; costs accuracy.")] = False
-    batch_size: Annotated[
-        int, Meta(ge=1, description="Most samples calibrated at once; changes nothing but speed.")
-    ] = 8
+    batch_size: Annotated[int, Meta(ge=1, description="Most samples calibrated at once, all of one length.")] = 8
     limit: Annotated[int, Meta(ge=1, description="Calibrate on the first so many samples only.")] | None = None
 
     def __post_init__(self) -> None:
@@ -181,10 +179,12 @@ def build(spec: Spec, ctx: Context) -> None:
         raise problem(
             "`int8` needs an ONNX model", format=source.descriptor.format, hint="put a target of kind `onnx` between"
         )
-    model = onnx_files.load(source.model_path)
+    path = source.model_path
+    model = onnx_files.load(path)
     _require_quantizable(spec, model)
     graph = Graph(model)
     del model
+    before = sum(a.nbytes for a in graph.constants.values())
     quantizable.name_nodes(graph)
     quantizable.fold_views(graph)
     chosen = _chosen(spec, graph)
@@ -195,7 +195,7 @@ def build(spec: Spec, ctx: Context) -> None:
         int8_tables.quantize(graph) if spec.embeddings or (spec.embeddings is None and spec.runtime == "cpu") else []
     )
     graph.prune()
-    kept = sum(a.nbytes for a in graph.constants.values() if a.dtype == "float32") / 1e6
+    kept = sum(a.nbytes for a in graph.constants.values() if a.dtype == "float32")
     quantized = graph.model()
     onnx_files.clean(quantized)
     component = onnx_files.component(quantized)
@@ -203,10 +203,9 @@ def build(spec: Spec, ctx: Context) -> None:
     files = onnx_files.save(quantized, ctx.out / onnx_files.MODEL)
     del quantized
     size = sum((ctx.out / name).stat().st_size for name in files)
-    before = sum(p.stat().st_size for p in _model_files(source))
     ctx.log(
-        f"{len(chosen)} products and {len(tables)} embedding tables in int8: {size / 1e6:.1f} MB, was "
-        f"{before / 1e6:.1f} MB ({kept:.1f} MB stay in floats)"
+        f"{len(chosen)} products and {len(tables)} embedding tables in int8: {_size(size)}, was {_size(before)} "
+        f"({_size(kept)} stay in floats)"
     )
     cosine, worst = _checked(ctx.out / onnx_files.MODEL, references)
     ctx.log(f"outputs against the float model: cosine {cosine:.4f}, worst {worst:.4f}")
@@ -227,11 +226,8 @@ def build(spec: Spec, ctx: Context) -> None:
     )
 
 
-def _model_files(source: Artifact) -> Iterator[Path]:
-    """The model's file and its external data, if it has any."""
-    path = source.model_path
-    yield path
-    yield from path.parent.glob(path.name + ".data")
+def _size(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _require_quantizable(spec: Spec, model: Any) -> None:

@@ -415,6 +415,17 @@ class TestTables:
     def test_embeddings_stay_where_asked(self, tiny_encoder: Artifact, tmp_path: Path) -> None:
         assert "table" in stored(quantize(tmp_path / "q", tiny_encoder, ragged(tmp_path / "d"), embeddings=False))
 
+    def test_weights_in_a_file_beside_the_model(self, tiny_encoder: Artifact, tmp_path: Path) -> None:
+        data, folder = ragged(tmp_path / "d"), tmp_path / "beside"
+        models.write_onnx(folder / "model.onnx", rows=2048, external=True)
+        artifact.write(folder, tiny_encoder.descriptor)
+        assert (folder / "model.onnx.data").is_file()
+        built = [
+            quantize(tmp_path / name, source, data)
+            for name, source in (("a", tiny_encoder), ("b", artifact.read(folder)))
+        ]
+        assert built[0].model_path.read_bytes() == built[1].model_path.read_bytes()
+
 
 class TestSelection:
     def test_excludes_nodes_by_pattern(self, two: Artifact, data: Artifact, tmp_path: Path) -> None:
