@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from modelbuild import job, kind, manifest, sources, tools
+from modelbuild import job, manifest, sources, tools
 from modelbuild.errors import Problem, ProblemError
 from modelbuild.explain import explain, last_made
 from modelbuild.graph import Graph, Node
@@ -109,7 +109,7 @@ class Decider:
             return Decision(
                 target=node.name, action="restore", reasons=reasons, key=key, manifest=made, record=record, sources=uses
             )
-        missing = self._missing_tools(node, made)
+        missing = self._missing(node, made)
         if missing:
             return Decision(target=node.name, action="blocked", reasons=reasons, problems=missing)
         return Decision(target=node.name, action="build", reasons=reasons, key=key, manifest=made, sources=uses)
@@ -122,7 +122,7 @@ class Decider:
             made, _ = self._manifest(node, assumed, pending)
         except ProblemError as e:
             return Decision(target=node.name, action="blocked", problems=e.problems)
-        missing = self._missing_tools(node, made)
+        missing = self._missing(node, made)
         if missing:
             return Decision(target=node.name, action="blocked", problems=missing)
         damage = self.store.damage(previous) if previous else ()
@@ -135,57 +135,55 @@ class Decider:
         self, node: Node, assumed: Manifest | None = None, pending: Sequence[str] = ()
     ) -> tuple[Manifest, dict[str, job.SourceUse]]:
         """A target's manifest and its sources; for fields with a pending input, `assumed` tells the digests."""
-        target = node.target
-        module = kind.load(target.kind)
-        roles = kind.fields(module.Spec)
-        uses, facts = {}, {}
-        for source in target.sources:
-            role = next(r for r in roles if r.name == source.field)
-            uses[source.field], facts[source.field] = sources.read(source, role, self.store.cache)
+        read = {source.field: sources.read(source, self.store.cache) for source in node.sources}
         inputs: dict[str, tuple[str, ...]] = {}
         lineage: dict[str, str] = {}
-        for role in roles:
-            if role.role != "ref":
+        for field, names in node.inputs.items():
+            if pending and not set(pending).isdisjoint(names):
+                inputs[field] = assumed.inputs.get(field, ()) if assumed else ()
+                if field in node.lineage:
+                    lineage[field] = assumed.lineage.get(field, "") if assumed else ""
                 continue
-            names = node.inputs[role.name]
-            if any(n in pending for n in names):
-                inputs[role.name] = assumed.inputs.get(role.name, ()) if assumed else ()
-                if role.lineage:
-                    lineage[role.name] = assumed.lineage.get(role.name, "") if assumed else ""
-                continue
-            inputs[role.name] = tuple(self._record_of(n).digest for n in names)
-            if role.lineage:
-                lineage[role.name] = manifest.lineage(self.history(names))
-        return (
-            Manifest(
-                kind=target.kind,
-                version=module.VERSION,
-                options={
-                    r.name: msgspec.to_builtins(getattr(target.spec, r.attribute)) for r in roles if r.role == "option"
-                },
-                inputs=inputs,
-                lineage=lineage,
-                sources=facts,
-                tools=tools.versions(kind.used_tools(module, target.spec)),
-                hardware=tools.hardware(module.HARDWARE),
-            ),
-            uses,
+            inputs[field] = tuple([self._record_of(n).digest for n in names])
+            if field in node.lineage:
+                lineage[field] = manifest.lineage(self.history(names))
+        made = Manifest(
+            kind=node.kind,
+            version=node.version,
+            options={name: node.spec[name] for name in node.options},
+            inputs=inputs,
+            lineage=lineage,
+            sources={field: fact for field, (_, fact) in read.items()},
+            tools=tools.versions(node.tools),
+            hardware=tools.hardware(node.hardware),
         )
+        return made, {field: use for field, (use, _) in read.items()}
 
     def history(self, names: Sequence[str]) -> tuple[tuple[Manifest, str], ...]:
         """How `names` were made: the manifest and output of every stage, inputs first, equal stages once."""
         stages = [self._record_of(n) for n in self.graph.closure(names)]
         return tuple({r.key: (r.manifest, r.digest) for r in stages}.values())
 
+    def _missing(self, node: Node, made: Manifest) -> tuple[Problem, ...]:
+        """What this machine lacks to build a target, though its key may be known and its artifact restored."""
+        return self._missing_tools(node, made) + self._missing_hardware(node, made)
+
+    @staticmethod
+    def _missing_hardware(node: Node, made: Manifest) -> tuple[Problem, ...]:
+        lacking = [name for name, value in made.hardware.items() if value is None]
+        if not lacking:
+            return ()
+        facts = (("needed by", f"`{node.name}` (kind `{node.kind}`)"), ("not found", ", ".join(lacking)))
+        return (Problem("this machine has no NVIDIA GPU", node.where, facts, node.hardware[lacking[0]]),)
+
     @staticmethod
     def _missing_tools(node: Node, made: Manifest) -> tuple[Problem, ...]:
-        extras = kind.load(node.target.kind).TOOLS
         return tuple(
             Problem(
                 f"the package `{name}` is not installed",
-                node.target.where,
-                (("needed by", f"`{node.name}` (kind `{node.target.kind}`)"),),
-                f"pip install 'modelbuild[{extras[name]}]'" if extras.get(name) else f"pip install {name}",
+                node.where,
+                (("needed by", f"`{node.name}` (kind `{node.kind}`)"),),
+                f"pip install 'modelbuild[{node.tools[name]}]'" if node.tools.get(name) else f"pip install {name}",
             )
             for name, version in made.tools.items()
             if version is None

@@ -93,7 +93,7 @@ def _recipes(root: Path) -> Iterator[Finding]:
         count = len(e.problems)
         yield Finding("wrong", "recipes", f"{count} problem{'s' if count > 1 else ''}", "`modelbuild list` shows them")
         return
-    yield Finding("ok", "recipes", f"{len(opened.recipes)} with {len(opened.graph.nodes)} targets")
+    yield Finding("ok", "recipes", f"{len(opened.graph.defaults)} with {len(opened.graph.nodes)} targets")
     try:
         opened.store.prepare()
         yield Finding("ok", "store", str(opened.store.root))

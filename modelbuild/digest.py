@@ -21,7 +21,7 @@ COARSE_GRAIN_NS = 2_000_000_000
 """Timestamp grain assumed of other file systems (FAT has 2 s)."""
 
 
-def of_bytes(data: bytes) -> str:
+def of_bytes(data: bytes | memoryview) -> str:
     """The xxh3-128 of `data`, 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(data)
 

@@ -52,7 +52,7 @@ def sentence(change: Change, node: Node) -> str:
             names = ", ".join(f"`{n}`" for n in node.inputs.get(name, ()))
             return f"the history of {names} ({name}), which it contains, has changed"
         case "source":
-            text = next((s.text for s in node.target.sources if s.field == name), None)
+            text = next((s.text for s in node.sources if s.field == name), None)
             if text is None:
                 return f"source `{name}` is no longer given"
             return f"source `{text}` ({name}) " + ("is new" if change.old is None else "has other content")
@@ -61,7 +61,7 @@ def sentence(change: Change, node: Node) -> str:
         case "hardware":
             return f"hardware `{name}`: {change.old} → {change.new}"
         case "version":
-            return f"kind `{node.target.kind}` makes another output since version {change.new} (was {change.old})"
+            return f"kind `{node.kind}` makes another output since version {change.new} (was {change.old})"
         case _:
             return f"{change.fact}: {_short(change.old)} → {_short(change.new)}"
 

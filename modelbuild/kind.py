@@ -10,7 +10,8 @@ A kind is a module:
   input's content; `Source` is a file or folder, hashed by content; `Package` is a folder of an installed Python
   package, hashed by content; all else is an option, hashed by value. There is no opt-out;
 - `build(spec, ctx)` makes the artifact in `ctx.out`;
-- optional: `tools(spec)` narrows `TOOLS` to the packages this spec uses.
+- optional: `tools(spec)`, `hardware(spec)` and `resources(spec)` narrow `TOOLS`, `HARDWARE` and `RESOURCES` to what
+  this spec uses. Where hardware is a mapping of names to texts, the text says what helps where the machine lacks it.
 
 A kind imports heavy libraries inside `build` only: the driver imports the module to read its `Spec`.
 """
@@ -191,8 +192,25 @@ class Kind(Protocol):
 
 def used_tools(kind: Kind, spec: msgspec.Struct) -> Collection[str]:
     """The packages whose versions enter this target's key."""
-    narrowed: Callable[[Any], Collection[str]] | None = getattr(kind, "tools", None)
-    return kind.TOOLS.keys() if narrowed is None else narrowed(spec)
+    return _narrowed(kind, "TOOLS", spec)
+
+
+def used_hardware(kind: Kind, spec: msgspec.Struct) -> Mapping[str, str]:
+    """The facts of the machine that enter this target's key, each with what helps where the machine lacks it."""
+    used = _narrowed(kind, "HARDWARE", spec)
+    return used if isinstance(used, Mapping) else dict.fromkeys(used, "build it on a machine that has one")
+
+
+def used_resources(kind: Kind, spec: msgspec.Struct) -> Collection[str]:
+    """What this target's build needs for itself while it runs."""
+    return _narrowed(kind, "RESOURCES", spec)
+
+
+def _narrowed(kind: Kind, name: str, spec: msgspec.Struct) -> Collection[str]:
+    """The kind's constant, or what its function of the same name in lower case says of the spec."""
+    narrow: Callable[[Any], Collection[str]] | None = getattr(kind, name.lower(), None)
+    constant: Collection[str] = getattr(kind, name)
+    return constant if narrow is None else narrow(spec)
 
 
 BUILTIN: Mapping[str, str] = {

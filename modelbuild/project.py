@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelbuild import graph
+from modelbuild import compiled
 from modelbuild.errors import ProblemError, problem
 from modelbuild.graph import Graph
-from modelbuild.language import recipe
-from modelbuild.language.recipe import Recipe
 from modelbuild.store import Store
 
 RECIPES = "recipes"
 ARTIFACTS = "artifacts"
+SUFFIXES = (".yaml", ".yml")
 
 
 class Project:
-    """The recipes of one folder, read and linked. `root` is absolute."""
+    """The targets of one folder's recipes, and its store. `root` is absolute."""
 
-    def __init__(self, root: Path, recipes: tuple[Recipe, ...], targets: Graph) -> None:
-        self.root, self.recipes, self.graph = root, recipes, targets
-        self.store = Store(root / ARTIFACTS)
+    def __init__(self, root: Path, targets: Graph, store: Store) -> None:
+        self.root, self.graph, self.store = root, targets, store
 
     def select(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """The targets that the patterns mean; a `ProblemError` with every pattern that means none."""
@@ -55,12 +54,32 @@ def locate(start: Path) -> Path:
 
 
 def load(root: Path, settings: Mapping[str, str]) -> Project:
-    """The project in `root`, with `settings` overriding its recipes' vars; a `ProblemError` with all problems."""
-    paths = recipe.find(root)
+    """The project in `root`, with `settings` overriding its recipes' vars; a `ProblemError` with all problems.
+
+    Recipes are read again only when they, or what reads them, changed.
+    """
+    paths = find(root)
     if not paths:
         raise problem(f"`{root / RECIPES}` has no recipe", hint="`modelbuild init MODEL` writes a first one")
-    recipes, wrong = recipe.read(root, paths, settings)
-    linked, unlinked = graph.link(recipes)
-    if wrong or unlinked:
-        raise ProblemError(*wrong, *unlinked)
-    return Project(root, recipes, linked)
+    store = Store(root / ARTIFACTS)
+    kept = compiled.Cache(store, root, paths, settings)
+    graph = kept.read()
+    if graph is None:
+        from modelbuild import link
+        from modelbuild.language import recipe
+
+        recipes, wrong = recipe.read(root, paths, settings)
+        graph, unlinked = link.link(recipes)
+        if wrong or unlinked:
+            raise ProblemError(*wrong, *unlinked)
+        kept.write(graph, {file for r in recipes for file in r.files})
+    return Project(root, graph, store)
+
+
+def find(project: Path) -> tuple[Path, ...]:
+    """The recipe files below `recipes/`, sorted; names that start with `_` or `.` are for other files to extend."""
+    found = []
+    for folder, folders, files in os.walk(project / RECIPES):
+        folders[:] = [name for name in folders if name[0] not in "_."]
+        found += [Path(folder, name) for name in files if name.endswith(SUFFIXES) and name[0] not in "_."]
+    return tuple(sorted(found))

@@ -7,9 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-import msgspec
-
-from modelbuild import events, job, kind, lock, manifest, sources
+from modelbuild import events, job, lock, manifest, sources
 from modelbuild.decide import Decider, Decision
 from modelbuild.errors import BuildError, Problem, ProblemError
 from modelbuild.executors import local
@@ -49,7 +47,7 @@ class Rebuilder:
             return
         before = self.store.names.key(node.recipe, node.short)
         previous = self.store.record(before) if before else None
-        self.sink(events.Started(node.name, node.target.kind, decision.reasons))
+        self.sink(events.Started(node.name, node.kind, decision.reasons))
         record = self._build(node, decision)
         self._finish(node, record, "build", decision.reasons)
         self.sink(
@@ -86,9 +84,9 @@ class Rebuilder:
                 raise KeyboardInterrupt
             if outcome.problems:
                 raise BuildError(*self._failed(node, decision.key, place, outcome.problems))
-            changed = sources.changed(node.target.sources, decision.manifest.sources, task.sources, self.store.cache)
+            changed = sources.changed(node.sources, decision.manifest.sources, task.sources, self.store.cache)
             if changed:
-                raise BuildError(*(p.replacing(where=node.target.where) for p in changed))
+                raise BuildError(*(p.replacing(where=node.where) for p in changed))
             try:
                 return self._publish(decision.manifest, place, outcome, time.monotonic() - started)
             except ProblemError as e:
@@ -97,14 +95,12 @@ class Rebuilder:
             shutil.rmtree(place, ignore_errors=True)
 
     def _job(self, node: Node, decision: Decision, place: Path) -> job.Job:
-        spec = msgspec.to_builtins(node.target.spec)
-        roles = kind.fields(type(node.target.spec))
         return job.Job(
-            kind=node.target.kind,
-            spec=spec,
+            kind=node.kind,
+            spec=node.spec,
             inputs={field: tuple(map(self._folder, names)) for field, names in node.inputs.items()},
             sources=dict(decision.sources),
-            history={r.name: manifest.history(self.decider.history(node.inputs[r.name])) for r in roles if r.lineage},
+            history={field: manifest.history(self.decider.history(node.inputs[field])) for field in node.lineage},
             out=place / "out",
             scratch=place / "scratch",
         )
@@ -127,11 +123,11 @@ class Rebuilder:
         shutil.rmtree(kept / "scratch", ignore_errors=True)
         first, *rest = problems
         facts = (
-            ("target", f"{node.name} (kind {node.target.kind})"),
+            ("target", f"{node.name} (kind {node.kind})"),
             ("log", str(kept / "log")),
             ("repeat", shlex.join([*local.WORKER, str(kept / "job.json")])),
         )
-        return (first.replacing(where=node.target.where, facts=facts), *rest)
+        return (first.replacing(where=node.where, facts=facts), *rest)
 
     def _publish(self, made: Manifest, place: Path, outcome: local.Outcome, wall_s: float) -> Record:
         shutil.rmtree(place / "scratch", ignore_errors=True)

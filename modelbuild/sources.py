@@ -9,19 +9,18 @@ from pathlib import Path
 from modelbuild import digest
 from modelbuild.digest import StatCache
 from modelbuild.errors import Problem, ProblemError, problem, suggestion
+from modelbuild.graph import Source
 from modelbuild.job import SourceUse
-from modelbuild.kind import FieldRole
-from modelbuild.language.recipe import SourceRef
 from modelbuild.manifest import SourceFact
 
 MOST_FILES = 200_000
 
 
-def read(source: SourceRef, role: FieldRole, cache: StatCache) -> tuple[SourceUse, SourceFact]:
+def read(source: Source, cache: StatCache) -> tuple[SourceUse, SourceFact]:
     """The files of a source and its digest; a `ProblemError` when it is missing, empty or unreadable."""
-    path = _package_folder(source) if source.role == "package" else source.path
+    path = _package_folder(source) if source.role == "package" else Path(source.path)
     try:
-        files = tuple(_files(path, role, source))
+        files = tuple(_files(path, source))
         return SourceUse(path, files), _fact(path, files, cache)
     except OSError as e:
         where = str(e.filename or path)
@@ -31,7 +30,7 @@ def read(source: SourceRef, role: FieldRole, cache: StatCache) -> tuple[SourceUs
 
 
 def changed(
-    refs: Sequence[SourceRef], facts: Mapping[str, SourceFact], uses: Mapping[str, SourceUse], cache: StatCache
+    refs: Sequence[Source], facts: Mapping[str, SourceFact], uses: Mapping[str, SourceUse], cache: StatCache
 ) -> tuple[Problem, ...]:
     """A problem for each source that is no longer what `facts` say: it was edited while a build read it."""
     found = []
@@ -62,11 +61,11 @@ def _fact(path: Path, files: Sequence[Path], cache: StatCache) -> SourceFact:
     return SourceFact(digest.of_tree(entries), path.suffix.lower())
 
 
-def _files(path: Path, role: FieldRole, source: SourceRef) -> Iterator[Path]:
+def _files(path: Path, source: Source) -> Iterator[Path]:
     if path.is_dir():
-        found = sorted(_in_folder(path, role.files))
+        found = sorted(_in_folder(path, source.files))
         if not found:
-            looked_for = ", ".join(role.files) or "any file"
+            looked_for = ", ".join(source.files) or "any file"
             raise problem(f"`{source.text}` has none of the files needed", where=source.where, looked_for=looked_for)
         yield from found
         return
@@ -75,7 +74,7 @@ def _files(path: Path, role: FieldRole, source: SourceRef) -> Iterator[Path]:
     if not path.is_file():
         raise problem(f"`{source.text}` is neither a file nor a folder", where=source.where)
     yield path
-    names = (pattern.format(name=path.name, stem=path.stem) for pattern in role.siblings)
+    names = (pattern.format(name=path.name, stem=path.stem) for pattern in source.siblings)
     yield from sorted(p for n in dict.fromkeys(names) if (p := path.with_name(n)).is_file() and p != path)
 
 
@@ -90,13 +89,13 @@ def _in_folder(path: Path, patterns: Sequence[str]) -> set[Path]:
     return found
 
 
-def _missing(path: Path, source: SourceRef) -> Problem:
+def _missing(path: Path, source: Source) -> Problem:
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = suggestion(path.name, beside) if beside else f"the folder `{path.parent}` does not exist either"
     return Problem(f"`{source.text}` does not exist", source.where, (("looked for", str(path)),), hint)
 
 
-def _package_folder(source: SourceRef) -> Path:
+def _package_folder(source: Source) -> Path:
     """The folder of `package/folder` where the package is installed, found without importing it."""
     from importlib.util import find_spec
 

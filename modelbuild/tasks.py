@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.runner import MThreadRunner, Runner
 from doit.task import Stream, Task
 
-from modelbuild import events, kind, project
+from modelbuild import events, project
 from modelbuild.decide import Decider
 from modelbuild.errors import BuildError, Problem, ProblemError, from_os_error
 from modelbuild.executors import local
@@ -93,7 +93,7 @@ class Pools:
         self._guard = threading.Lock()
 
     @contextmanager
-    def using(self, resources: Sequence[str]) -> Iterator[None]:
+    def using(self, resources: Collection[str]) -> Iterator[None]:
         """Hold all of `resources`, taken in name order so that no two builds wait for each other."""
         with self._guard:
             locks = [self._locks.setdefault(name, threading.Lock()) for name in sorted(resources)]
@@ -128,7 +128,7 @@ class TargetTasks:
         """doit's action."""
         if local.stopping():
             return TaskFailed("interrupted")
-        resources = kind.load(self.graph.nodes[name].target.kind).RESOURCES
+        resources = self.graph.nodes[name].resources
         with self._count:
             self.running += 1
         try:
@@ -164,8 +164,8 @@ class TargetTasks:
             "targets": [str(link)],
             "uptodate": [(self.is_fresh, [name])],
             "io": {"capture": False},
-            "doc": f"{node.target.kind} {node.target.where}",
-            "meta": {"target": name, "kind": node.target.kind},
+            "doc": f"{node.kind} {node.where}",
+            "meta": {"target": name, "kind": node.kind},
         }
 
     def tasks(self, names: Sequence[str]) -> list[Task]:

@@ -12,6 +12,8 @@ from modelbuild.errors import Problem, ProblemError
 
 FLAVOURS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
 }
 """Packages that install the same module: any one serves, two beside each other silently break it."""
 
@@ -22,15 +24,23 @@ def versions(names: Collection[str]) -> dict[str, str | None]:
 
 
 def version(name: str) -> str | None:
-    """The installed version of a package, a flavour of it, or of what comes with the interpreter (`zlib`)."""
+    """The installed version of a package, a flavour of it, or of what comes with the interpreter (`zlib`).
+
+    Of a flavour made for one CUDA version, that too: `10.16.1.11 (cu13)`.
+    """
     if name == "zlib":
         import zlib
 
         return zlib.ZLIB_RUNTIME_VERSION
     found = {f: v for f in FLAVOURS.get(name, (name,)) if (v := installed().get(_normal(f)))}
+    if not found and (plain := installed().get(_normal(name))):
+        found = {name: plain}
     if len(found) > 1:
         raise ProblemError(two_flavours(name, found))
-    return next(iter(found.values()), None)
+    for flavour, number in found.items():
+        cuda = re.search(r"-(cu\d+)(?:-|$)", flavour)
+        return f"{number} ({cuda[1]})" if cuda else number
+    return None
 
 
 def two_flavours(name: str, found: Mapping[str, str]) -> Problem:
@@ -68,10 +78,15 @@ def _normal(name: str) -> str:
 
 
 def hardware(names: Collection[str]) -> dict[str, str | None]:
-    """Facts of the machine that a kind names, None where it has no such thing: `gpu` (name), `sm`, `driver`."""
+    """Facts of the machine that a kind names, None where it has no such thing.
+
+    `gpu` (its name), `sm` (its compute capability, 8.9), `driver`, `nvidia` (`yes` where there is any GPU) and
+    `platform` (`linux-x86_64`).
+    """
     if not names:
         return {}
-    found = _nvidia()
+    nvidia = _nvidia()
+    found = {**nvidia, "nvidia": "yes" if nvidia["gpu"] else None, "platform": f"{sys.platform}-{os.uname().machine}"}
     unknown = set(names) - found.keys()
     if unknown:
         raise ProblemError(Problem(f"unknown hardware fact `{min(unknown)}`", facts=(("known", ", ".join(found)),)))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from modelbuild.errors import Problem
 from modelbuild.language import recipe
 from modelbuild.language.recipe import Recipe, Target
+from modelbuild.project import find
 from tests import plugin
 
 TUNE = '''"""A kind with every sort of option."""
@@ -84,7 +85,7 @@ class Project:
         return path
 
     def read(self, **settings: str) -> tuple[tuple[Recipe, ...], tuple[Problem, ...]]:
-        return recipe.read(self.root, recipe.find(self.root), settings)
+        return recipe.read(self.root, find(self.root), settings)
 
     def targets(self, text: str, **settings: str) -> dict[str, Target]:
         self.write("r.yaml", text)
@@ -134,7 +135,7 @@ def test_a_recipe_becomes_targets_with_specs_references_and_places(project: Proj
 def test_find_skips_files_for_others_to_extend(project: Project) -> None:
     for name in ("b.yaml", "a.yml", "sub/c.yaml", "_common.yaml", "_parts/d.yaml", "notes.txt", ".hidden.yaml"):
         project.write(name, "")
-    found = [p.relative_to(project.root).as_posix() for p in recipe.find(project.root)]
+    found = [p.relative_to(project.root).as_posix() for p in find(project.root)]
     assert found == ["recipes/a.yml", "recipes/b.yaml", "recipes/sub/c.yaml"]
 
 

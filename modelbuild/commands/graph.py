@@ -38,7 +38,7 @@ def mermaid(graph: Graph, names: tuple[str, ...]) -> str:
     """A flowchart in Mermaid, which GitHub and GitLab draw."""
     ids = {name: f"t{i}" for i, name in enumerate(names)}
     lines = ["flowchart LR"]
-    lines += [f'    {ids[n]}["{_text(n)}<br/><i>{graph.nodes[n].target.kind}</i>"]' for n in names]
+    lines += [f'    {ids[n]}["{_text(n)}<br/><i>{graph.nodes[n].kind}</i>"]' for n in names]
     lines += [f"    {ids[a]} {'-->' if f == 'from' else f'-->|{f}|'} {ids[b]}" for a, b, f in _edges(graph, names)]
     return "\n".join(lines)
 
@@ -50,7 +50,7 @@ def _text(name: str) -> str:
 def dot(graph: Graph, names: tuple[str, ...]) -> str:
     """A digraph for Graphviz."""
     lines = ["digraph modelbuild {", "    rankdir=LR;", "    node [shape=box];"]
-    lines += [f'    "{n}" [label="{n}\\n{graph.nodes[n].target.kind}"];' for n in names]
+    lines += [f'    "{n}" [label="{n}\\n{graph.nodes[n].kind}"];' for n in names]
     lines += [
         f'    "{a}" -> "{b}"' + (";" if field == "from" else f' [label="{field}"];')
         for a, b, field in _edges(graph, names)

@@ -22,14 +22,14 @@ def command(project: Project, patterns: tuple[str, ...], as_json: bool) -> None:
             [
                 {
                     "target": n.name,
-                    "kind": n.target.kind,
+                    "kind": n.kind,
                     "inputs": n.inputs,
-                    "sources": {s.field: s.text for s in n.target.sources},
-                    "where": str(n.target.where),
+                    "sources": {s.field: s.text for s in n.sources},
+                    "where": str(n.where),
                 }
                 for n in nodes
             ]
         )
         return
-    for line in table([(n.name, n.target.kind, ", ".join(i.partition(":")[2] for i in n.needs())) for n in nodes]):
+    for line in table([(n.name, n.kind, ", ".join(i.partition(":")[2] for i in n.needs())) for n in nodes]):
         click.echo(line)

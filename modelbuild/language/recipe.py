@@ -16,15 +16,14 @@ from modelbuild.language.sections import Reader, Sections, kind_of
 from modelbuild.language.target import Checker, Target, name_problem
 from modelbuild.language.variables import Variables, declared
 
-__all__ = ["Recipe", "Reference", "SourceRef", "Target", "find", "read"]
-
-SUFFIXES = (".yaml", ".yml")
+__all__ = ["Recipe", "Reference", "SourceRef", "Target", "read"]
 
 
 class Recipe(msgspec.Struct, frozen=True):
     """A recipe's good targets by full name, in the order of the file, variants in place of their target.
 
     `declared` has the names of those with problems too: a reference to one of them is no mistake of its own.
+    `files` are the paths of all files that were read for it.
     """
 
     name: str
@@ -32,16 +31,8 @@ class Recipe(msgspec.Struct, frozen=True):
     targets: Mapping[str, Target]
     default: tuple[Reference, ...]
     declared: frozenset[str]
+    files: tuple[str, ...]
     where: Span
-
-
-def find(project: Path) -> tuple[Path, ...]:
-    """The recipe files below `recipes/`, sorted; names that start with `_` or `.` are for other files to extend."""
-    found = []
-    for folder, folders, files in os.walk(project / "recipes"):
-        folders[:] = [name for name in folders if name[0] not in "_."]
-        found += [Path(folder, name) for name in files if name.endswith(SUFFIXES) and name[0] not in "_."]
-    return tuple(sorted(found))
 
 
 def read(
@@ -97,7 +88,7 @@ def _recipe(
     if not sections.names_targets:
         problems.append(Problem("the recipe has no `targets`", where))
     default = tuple(_default(sections.default, variables, problems))
-    return Recipe(name, path, targets, default, frozenset(sections.targets), where)
+    return Recipe(name, path, targets, default, frozenset(sections.targets), sections.files, where)
 
 
 def _name(path: Path, sections: Sections, variables: Variables) -> tuple[str, Span]:

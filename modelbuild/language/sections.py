@@ -31,6 +31,7 @@ class Sections(msgspec.Struct, frozen=True):
     """What a recipe says, shape checked, values not.
 
     `names_targets` is whether any was written, be it wrongly. `whole` is False when an extended file is not readable.
+    `files` are the paths of this file and of those it extends.
     """
 
     where: Span
@@ -41,6 +42,7 @@ class Sections(msgspec.Struct, frozen=True):
     targets: dict[str, Section] = {}
     names_targets: bool = False
     whole: bool = True
+    files: tuple[str, ...] = ()
 
 
 class Reader:
@@ -85,6 +87,7 @@ class Reader:
             defaults=self._sections(top, "defaults", "the defaults of `{}`"),
             targets=self._sections(top, "targets", "the target `{}`"),
             names_targets="targets" in top and bool(top["targets"][1].value),
+            files=(str(path),),
         )
         for base in reversed(self._extended(top, chain)):
             own = _merged(base, own)
@@ -191,6 +194,7 @@ def _merged(base: Sections, over: Sections) -> Sections:
         targets=_by_name(base.targets, over.targets),
         names_targets=base.names_targets or over.names_targets,
         whole=base.whole and over.whole,
+        files=(*over.files, *base.files),
     )
 
 
