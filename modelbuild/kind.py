@@ -219,6 +219,7 @@ BUILTIN: Mapping[str, str] = {
     "onnx": "modelbuild.kinds.onnx",
     "fused": "modelbuild.kinds.fused",
     "int8": "modelbuild.kinds.int8",
+    "trt-plan": "modelbuild.kinds.trt_plan",
     "zip": "modelbuild.kinds.zip",
 }
 """The kinds that ship with modelbuild, by name; a plugin adds its own by the entry-point group `modelbuild.kinds`."""
