@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -122,7 +123,8 @@ def _tell(problems: tuple[Problem, ...], as_json: bool) -> None:
 
 
 def run() -> None:
-    """The `modelbuild` script."""
+    """The `modelbuild` script. A command is over before garbage adds up: looking for it costs a twentieth of a no-op."""
+    gc.disable()
     sys.exit(main())
 
 

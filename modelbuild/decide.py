@@ -15,6 +15,8 @@ from modelbuild.manifest import Manifest
 from modelbuild.record import Record
 from modelbuild.store import Store
 
+MANY = 64
+"""From this many targets on, the stat cache is read as a whole."""
 Action = Literal["fresh", "restore", "build", "maybe", "blocked"]
 
 
@@ -49,7 +51,10 @@ class Decider:
 
     def survey(self, names: Iterable[str]) -> tuple[Decision, ...]:
         """What is to be done for `names` (in build order, with all they need), without doing it."""
-        return tuple(self._foresee(self.graph.nodes[name]) for name in names)
+        nodes = [self.graph.nodes[name] for name in names]
+        if len(nodes) >= MANY:
+            self.store.cache.load()
+        return tuple([self._foresee(node) for node in nodes])
 
     def decide(self, name: str) -> Decision:
         """What is to be done for a target now: exact when its inputs are up to date, else as far as can be told."""

@@ -30,6 +30,8 @@ class Names:
 
     def __init__(self, artifacts: Path, store: Path) -> None:
         self.artifacts, self.store = artifacts, store
+        self._top = str(artifacts)
+        self._ours = re.compile(rf"\.\./{re.escape(store.name)}/({KEY.pattern})/out")
 
     def path(self, recipe: str, target: str) -> Path:
         """The link by which users find a target's artifact."""
@@ -38,10 +40,11 @@ class Names:
     def key(self, recipe: str, target: str) -> str | None:
         """The key that a target's name links to, or None."""
         try:
-            up, store, key, out = Path(os.readlink(self.path(recipe, target))).parts  # noqa: PTH115 - the hot path
-        except (OSError, ValueError):
+            text = os.readlink(f"{self._top}/{recipe}/{target}")  # noqa: PTH115 - the hot path
+        except OSError:
             return None
-        return key if (up, store, out) == ("..", self.store.name, "out") and KEY.fullmatch(key) else None
+        match = self._ours.fullmatch(text)
+        return match[1] if match else None
 
     def link(self, recipe: str, target: str, key: str) -> None:
         """Make a target's name link to `key`, in one step."""

@@ -133,6 +133,7 @@ class Rebuilder:
         shutil.rmtree(place / "scratch", ignore_errors=True)
         files, folders = self.store.scan(place / "out", outcome.linked)
         record = Record(
+            key=manifest.key(made),
             manifest=made,
             digest=tree(files, folders),
             files=files,

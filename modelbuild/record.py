@@ -8,7 +8,6 @@ import msgspec
 
 from modelbuild import digest
 from modelbuild.manifest import Manifest
-from modelbuild.manifest import key as key_of
 
 
 class File(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -28,8 +27,9 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that is known of an artifact. `digest` is its content's; times in seconds, `built_at` since the epoch."""
+    """All that is known of an artifact. `key` is its manifest's, `digest` its content's; times are in seconds."""
 
+    key: str
     manifest: Manifest
     digest: str
     files: tuple[File, ...]
@@ -38,13 +38,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metrics: dict[str, Figure] = {}
     log: tuple[str, ...] = ()
     built_at: float = 0.0
+    """Since the epoch."""
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
-
-    @property
-    def key(self) -> str:
-        return key_of(self.manifest)
 
     @property
     def size(self) -> int:

@@ -1,11 +1,7 @@
-"""The text of problems, as users see it: golden files in `tests/golden/errors/`.
-
-`MODELBUILD_GOLDEN=write pytest tests/test_error_text.py` writes them anew; read the diff before you commit it.
-"""
+"""The text of problems, as users see it: golden files in `tests/golden/errors/`."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,7 @@ from hypothesis import strategies as st
 from modelbuild.errors import Problem, Span
 from modelbuild.language import recipe
 from modelbuild.report.errors import WIDEST, excerpt, render, safe
-from tests import plugin
+from tests import golden, plugin
 from tests.test_recipe import TUNE
 
 GOLDEN = Path(__file__).parent / "golden" / "errors"
@@ -41,6 +37,7 @@ targets:
   small: {kind: tuna, from: texts}
   upper: {kind: upper, from: tuned, salt: "${sample}"}
 """,
+    "many-alike": "targets:\n" + "".join(f"  a{i}: {{kind: tuna}}\n" for i in range(9)),
     "syntax": "targets:\n  a: {kind: join, from: [text[sep=x]]}\n",
     "tabs": "targets:\n\ta: {kind: text}\n",
     "bomb": "a: &a [x, x]\n"
@@ -56,11 +53,7 @@ SPANS = {
 
 
 def check(name: str, text: str) -> None:
-    path = GOLDEN / f"{name}.txt"
-    if os.environ.get("MODELBUILD_GOLDEN") == "write":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert text == path.read_text()
+    golden.check(GOLDEN / f"{name}.txt", text)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from modelbuild.errors import Problem, Span
 
 WIDEST = 100
@@ -16,14 +18,30 @@ WIDEST = 100
 BEFORE = 30
 """Columns kept before the caret of a clipped line."""
 TAB = "    "
+PLACES = 6
+"""Further places of one problem that are listed."""
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _RED, _BLUE, _CYAN, _BOLD, _OFF = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1;36m", "\x1b[1m", "\x1b[0m"
 
 
 def render(problems: Iterable[Problem], color: bool) -> str:
-    """The text of problems, a blank line between them, with a newline at the end; empty for none."""
-    return "\n".join(_problem(p, color) for p in problems)
+    """The text of problems, a blank line between them, with a newline at the end; empty for none.
+
+    Problems that differ in nothing but their place are told once, with all places.
+    """
+    alike: dict[tuple[object, ...], list[Problem]] = {}
+    for p in problems:
+        alike.setdefault((p.title, p.facts, p.hint), []).append(p)
+    return "\n".join(_problem(_with_places(first, rest), color) for first, *rest in alike.values())
+
+
+def _with_places(p: Problem, others: Sequence[Problem]) -> Problem:
+    places = [f"{o.where}" for o in others if o.where is not None]
+    if not places:
+        return p
+    more = f" and {len(places) - PLACES:,} more" if len(places) > PLACES else ""
+    return msgspec.structs.replace(p, facts=(*p.facts, ("also at", ", ".join(places[:PLACES]) + more)))
 
 
 def safe(text: str) -> str:
