@@ -219,7 +219,9 @@ def _open(model: Any, arrays: Mapping[str, Array]) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = 1, 1
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
+    # Shapes differ from batch to batch: a memory plan per shape, or malloc, would keep holes that nothing fits.
+    options.enable_cpu_mem_arena = True
+    options.enable_mem_pattern = False
     options.add_external_initializers(list(arrays), [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()])
     with sessions.failures("ONNX Runtime does not load the model for calibration"):
         return ort.InferenceSession(model.SerializeToString(), options, providers=list(sessions.CPU))
