@@ -123,7 +123,7 @@ def _tell(problems: tuple[Problem, ...], as_json: bool) -> None:
 
 
 def run() -> None:
-    """The `modelbuild` script. A command is over before garbage adds up: looking for it costs a twentieth of a no-op."""
+    """The `modelbuild` script. A command is over before garbage adds up: looking for it costs a twentieth of one."""
     gc.disable()
     sys.exit(main())
 
