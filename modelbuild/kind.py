@@ -219,6 +219,7 @@ BUILTIN: Mapping[str, str] = {
     "onnx": "modelbuild.kinds.onnx",
     "fused": "modelbuild.kinds.fused",
     "int8": "modelbuild.kinds.int8",
+    "fp16": "modelbuild.kinds.fp16",
     "trt-plan": "modelbuild.kinds.trt_plan",
     "zip": "modelbuild.kinds.zip",
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
 import msgspec
 
@@ -68,9 +71,19 @@ def _model(d: artifact.Descriptor) -> list[tuple[str, str]]:
         rows.append((name, component.file))
         for label, tensors in (("input", component.inputs), ("output", component.outputs)):
             rows += [(f"  {label}", f"{t.name} {t.dtype} {list(t.shape)}") for t in tensors]
-    rows += [(f"setting {n}", msgspec.json.encode(v).decode()) for n, v in sorted(d.settings.items())]
+    rows += [(f"setting {n}", text) for n, v in sorted(d.settings.items()) for n, text in _leaves(n, v)]
     rows += [(f"figure {n}", f"{v:.6g}") for n, v in sorted(d.metrics.items())]
     return [(label, value) for label, value in rows if value]
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A setting as rows: maps and lists that hold maps are taken apart, `profiles.1.input_ids`."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not any(isinstance(v, dict) for v in inner):
+        yield name, msgspec.json.encode(value).decode()
+        return
+    for key, below in value.items() if isinstance(value, dict) else enumerate(value, start=1):
+        yield from _leaves(f"{name}.{key}", below)
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> None:

@@ -143,5 +143,5 @@ def _float_products(model: Any, nodes: Sequence[Any]) -> Iterable[Problem]:
         yield Problem(
             "TensorRT-RTX does not compile fp32 matrix products for compute capability 7.5",
             facts=(("nodes", _listed(products)),),
-            hint="put `kind: fp16` between (`keep: []`), or take 7.5 out of `compute_capabilities`",
+            hint="put `kind: fp16, runtime: tensorrt` between, or take 7.5 out of `compute_capabilities`",
         )

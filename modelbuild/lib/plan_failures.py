@@ -12,7 +12,7 @@ _KNOWN = (
     (
         "FP32 GEMM is not supported",
         "TensorRT-RTX does not compile fp32 matrix products for compute capability 7.5",
-        "put `kind: fp16` between, or take 7.5 out of `compute_capabilities`",
+        "put `kind: fp16, runtime: tensorrt` between, or take 7.5 out of `compute_capabilities`",
     ),
     (
         "HW-specific datatypes",

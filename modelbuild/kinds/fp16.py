@@ -1,0 +1,192 @@
+"""Half precision: float16 weights and activations, with nodes left in float32 where values overflow.
+
+float16 ends at 65504. With `calibration` (a `dataset`) every activation is measured on real data, and the nodes that
+make or read larger values (with `headroom` to spare) stay in float32; so do operators that have no float16 kernels.
+Constants that stand for minus infinity in attention masks become -10000. Inputs and outputs stay float32 unless
+`keep_io_types: false`. The result is run beside its input, with padding on both sides; one that differs by more than
+`tolerance`, or overflows, fails the build.
+
+float16 pays on GPUs. On CPUs ONNX Runtime computes most of it in float32 between casts: half the size, no faster.
+
+```yaml
+targets:
+  half:      {kind: fp16, from: fused_for_gpu, calibration: sentences}
+  half_trt:  {kind: fp16, from: onnx, runtime: tensorrt, calibration: sentences}
+```
+
+For `trt-plan` start from the exported model with `runtime: tensorrt`: TensorRT knows no fused operators, and has
+float16 kernels for more of the others. The converter is ONNX Runtime's, `onnxruntime.transformers.float16`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from modelbuild import kind
+from modelbuild.artifact import Artifact
+from modelbuild.errors import problem, suggestion
+from modelbuild.kind import Context, Ref
+
+VERSION = 1
+TOOLS = {"onnx": "cpu", "onnxruntime": "cpu", "numpy": "cpu"}
+HARDWARE = ()
+RESOURCES = ()
+
+CHECKED = 16
+"""Samples on which the result is compared with its input."""
+
+
+class Spec(kind.Spec, frozen=True, kw_only=True):
+    from_: Annotated[Ref, Meta(description="The float32 ONNX model.")] = msgspec.field(name="from")
+    calibration: Annotated[
+        Ref | None, Meta(description="A dataset of real data: nodes whose values overflow on it stay in float32.")
+    ] = None
+    runtime: Annotated[
+        Literal["cpu", "cuda", "tensorrt"], Meta(description="Where it will run: which operators have float16 there.")
+    ] = "cuda"
+    keep_io_types: Annotated[bool, Meta(description="Leave float32 inputs and outputs as they are.")] = True
+    keep: Annotated[tuple[str, ...], Meta(description="Nodes that stay in float32, by name or pattern.")] = ()
+    keep_ops: Annotated[tuple[str, ...], Meta(description="Further operators that stay in float32.")] = ()
+    headroom: Annotated[
+        float, Meta(ge=1, description="Keep nodes from this part of float16's range on: 2 is from 32752.")
+    ] = 2.0
+    limit: Annotated[int, Meta(ge=1, description="Measure on the first so many samples only.")] | None = None
+    batch_size: Annotated[int, Meta(ge=1, description="Most samples measured at once.")] = 8
+    tolerance: Annotated[
+        float,
+        Meta(gt=0, description="Largest difference to the input graph, relative to each output's largest magnitude."),
+    ] = 0.02
+
+
+def build(spec: Spec, ctx: Context) -> None:
+    from modelbuild.lib import half, onnx_files
+
+    source = ctx.input()
+    if source.descriptor.format != "onnx":
+        raise problem(
+            "`fp16` needs an ONNX model", format=source.descriptor.format, hint="put a target of kind `onnx` between"
+        )
+    model = onnx_files.load(source.model_path)
+    _require_float(spec, model)
+    half.name_nodes(model)
+    asked = _asked(spec.keep, model)
+    large = _large(spec, ctx, source, model)
+    half.soften_masks(model)
+    operators = [*half.blocked_operators(spec.runtime), *spec.keep_ops]
+    total = len(model.graph.node)
+    kept = {*asked, *large, *half.float_nodes(model, operators)}
+    ctx.progress(0, 1, "convert")
+    converted = half.convert(model, keep_io_types=spec.keep_io_types, operators=operators, nodes=kept)
+    onnx_files.clean(converted)
+    component = onnx_files.component(converted)
+    files = onnx_files.save(converted, ctx.out / onnx_files.MODEL)
+    del converted, model
+    size = sum((ctx.out / name).stat().st_size for name in files)
+    difference = _compared(spec, ctx, source)
+    widest = f" ({len(large)} for values up to {max(large.values()):.3g})" if large else ""
+    ctx.log(f"{len(kept)} of {total} nodes stay in float32{widest}; {size / 1e6:.1f} MB")
+    ctx.log(f"differs from its input by at most {difference:.1e} (tolerance {spec.tolerance:g})")
+    described = source.descriptor
+    for name in (*described.tokenizer, *described.extras):
+        ctx.link(source.path / name, ctx.out / name)
+    ctx.describe(
+        msgspec.structs.replace(
+            described,
+            precision="fp16",
+            components={next(iter(described.components)): component},
+            settings={**described.settings, "runtime": spec.runtime, "float32_nodes": sorted(kept)},
+            metrics={**described.metrics, "size_bytes": float(size), "difference": float(f"{difference:.3g}")},
+        )
+    )
+
+
+def _require_float(spec: Spec, model: Any) -> None:
+    """A `ProblemError` for a graph that is quantized, fused for another runtime, or has no float32 to convert."""
+    from modelbuild.lib import half, onnx_values
+
+    quantized = sorted({n.op_type for n in model.graph.node if "Quantize" in n.op_type or "Integer" in n.op_type})
+    if quantized:
+        hint = "`fp16` and `int8` both start from the float32 model"
+        raise problem("the model is quantized", operators=", ".join(quantized), hint=hint)
+    own = sorted({n.op_type for n in model.graph.node if n.domain == "com.microsoft"})
+    if spec.runtime == "tensorrt" and own:
+        raise problem(
+            "TensorRT does not know ONNX Runtime's fused operators",
+            operators=", ".join(own),
+            hint="take `from` the exported model and not the fused one",
+        )
+    if half.FLOAT not in onnx_values.element_types(model).values():
+        raise problem("the model has nothing in float32", hint="`fp16` starts from a float32 model")
+
+
+def _asked(patterns: Sequence[str], model: Any) -> set[str]:
+    """The nodes that `keep` names; a `ProblemError` for a pattern that fits none."""
+    names = [n.name for n in model.graph.node]
+    found: set[str] = set()
+    for pattern in patterns:
+        fitting = [n for n in names if fnmatchcase(n, pattern)]
+        if not fitting:
+            hint = suggestion(pattern, names) or "name nodes as the ONNX graph does; `*` stands for anything"
+            raise problem(f"`keep`: no node is called `{pattern}`", nodes=len(names), hint=hint)
+        found.update(fitting)
+    return found
+
+
+def _large(spec: Spec, ctx: Context, source: Artifact, model: Any) -> dict[str, float]:
+    """Nodes with values too large for float16, from the calibration data, else from the constants alone."""
+    from modelbuild.lib import calibration, half_range, samples
+
+    if spec.calibration is None:
+        return half_range.large(model, {}, spec.headroom).nodes
+    data = samples.of(ctx.input("calibration"))
+    inputs = {t.name: (t.dtype, t.shape) for t in source.descriptor.model().inputs}
+    calibration.require_inputs({name: dtype for name, (dtype, _) in inputs.items()}, data)
+    total = min(len(data), spec.limit or len(data))
+    batches = calibration.batches(data, inputs, spec.batch_size, spec.limit)
+    seen = half_range.observed(model, batches, lambda done: ctx.progress(done, total, "measure"))
+    ctx.log(f"measured {len(seen)} activations on {total} samples: the largest is {max(seen.values(), default=0):.3g}")
+    return half_range.large(model, seen, spec.headroom).nodes
+
+
+def _compared(spec: Spec, ctx: Context, source: Artifact) -> float:
+    """The largest relative difference to the input graph; a `ProblemError` when it is above the tolerance."""
+    from modelbuild.lib import agreement, half_session, onnx_files, sessions
+
+    reference = sessions.open_session(source.model_path, threads=1)
+    other = half_session.HalfSession(sessions.open_session(ctx.out / onnx_files.MODEL, threads=1))
+    worst = agreement.largest_difference(reference, other, source.descriptor.model().inputs)
+    if spec.calibration is not None:
+        worst = max(worst, half_session.on_samples(reference, other, _samples(spec, ctx, source)), key=_relative)
+    if not worst.relative <= spec.tolerance:
+        hint = "keep sensitive nodes in float32 by `keep`, or allow more by `tolerance`"
+        if spec.calibration is None:
+            hint = "give `calibration`, so that nodes whose values overflow are found and kept in float32"
+        raise problem(
+            "the float16 model does not compute what its input does",
+            output=worst.output,
+            at=worst.case,
+            relative_difference=f"{worst.relative:.2g}",
+            tolerance=spec.tolerance,
+            hint=hint,
+        )
+    return worst.relative
+
+
+def _relative(difference: Any) -> float:
+    return float(difference.relative)
+
+
+def _samples(spec: Spec, ctx: Context, source: Artifact) -> list[dict[str, Any]]:
+    """Some calibration samples, one at a time."""
+    from modelbuild.lib import calibration, samples
+
+    data = samples.of(ctx.input("calibration"))
+    inputs = {t.name: (t.dtype, t.shape) for t in source.descriptor.model().inputs}
+    every = max(1, min(len(data), spec.limit or len(data)) // CHECKED)
+    singles = calibration.batches(data, inputs, 1, spec.limit)
+    return [feeds for number, (_, feeds) in enumerate(singles) if number % every == 0][:CHECKED]
