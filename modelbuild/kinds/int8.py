@@ -18,8 +18,9 @@ targets:
   for_trt:   {kind: int8, from: onnx, calibration: sentences, runtime: tensorrt}
 ```
 
-Some 128 samples of real data are enough, long ones among them; synthetic sentences calibrate worse. Calibration runs the float model once
-over the samples, those of one length together and without padding; its memory does not grow with their number.
+Some 128 samples of real data are enough, long ones among them; synthetic sentences calibrate worse. Calibration runs
+the float model once over the samples, those of one length together and without padding; its memory does not grow with
+their number.
 
 | option | ONNX Runtime's quantizer |
 |---|---|
