@@ -38,6 +38,7 @@ EXTRAS = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "*/config.json",
 )
 """`*/config.json` are those of sentence-transformers' modules, such as `1_Pooling`."""

@@ -1,4 +1,4 @@
-"""Transformers checkpoints to ONNX: load, trace, write, and whether the result is the model."""
+"""Models to ONNX: load a transformers checkpoint, trace its graphs, write them, and see whether they are the model."""
 
 from __future__ import annotations
 
@@ -6,71 +6,91 @@ import gc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from modelbuild.artifact import Component
 from modelbuild.errors import problem
-from modelbuild.lib import lean_torch, onnx_files, onnx_weights, sessions
-from modelbuild.lib.export_tasks import DEFAULT_OPSET, TASKS, Exporter, Output
+from modelbuild.lib import architectures, lean_torch, onnx_files, onnx_weights, sessions
+from modelbuild.lib.export_graph import Case, Graph, Port
+from modelbuild.lib.export_tasks import DEFAULT_OPSET, TASKS, Exporter, Task
 
-CHECKED_SHAPES = ((1, 7), (2, 16), (3, 33), (1, 1))
-"""(batch, sequence) at which the result is compared with the model: batch 1 and odd lengths tell frozen dimensions."""
-SAMPLE_SHAPE = (2, 9)
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+Progress: TypeAlias = Callable[[float, float, str], None]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How to export: which of PyTorch's exporters, the opset (None: the exporter's default), the largest difference
+    allowed as a part of each output's largest value."""
+
+    exporter: Exporter
+    opset: int | None
+    tolerance: float
 
 
 class Exported(msgspec.Struct, frozen=True):
-    """An exported graph, and its largest difference from the model relative to the output's scale."""
+    """The exported graphs by name, their largest difference from the model relative to an output's scale, and where
+    that was looked for."""
 
-    component: Component
-    files: tuple[str, ...]
+    components: dict[str, Component]
     difference: float
+    checked: str
 
 
-def export(
-    folder: Path,
-    out: Path,
-    *,
-    model_type: str,
-    task: str,
-    exporter: Exporter,
-    opset: int | None,
-    tolerance: float,
-    progress: Callable[[float, float, str], None],
+def checkpoint(
+    folder: Path, out: Path, *, model_type: str, task: str, use_cache: bool, options: Options, progress: Progress
 ) -> Exported:
-    """Write `out`/model.onnx from the checkpoint in `folder` (safetensors), fp32, and compare it with the model.
-
-    The weights beside the graph, when they are too much for one file, are in `model.onnx.data`. A `ProblemError` when
-    the checkpoint does not fit its class, the exporter fails, or an output differs by more than `tolerance` times
-    its largest value at any of `CHECKED_SHAPES`.
-    """
-    steps = ("load the model", "trace the graph", "write the weights", "compare with the model")
-    progress(0, len(steps), steps[0])
+    """Write the graphs of the checkpoint in `folder` (safetensors) for a task, fp32 (see `export`)."""
+    progress(0, 4, "load the model")
     torch = lean_torch.import_torch()
-    cls = lean_torch.import_class(TASKS[task].models[model_type])
+    cls = lean_torch.import_class(architectures.class_name(model_type, task))
     model = load(folder, cls, TASKS[task].without)
-    names = input_names(model)
-    outputs = TASKS[task].outputs
-    limit = _positions(model.config)
-    cases = [made_inputs(names, batch, min(length, limit), model.config) for batch, length in CHECKED_SHAPES]
-    with torch.inference_mode():
-        expected = [_run(torch, model, case, outputs) for case in cases]
-    progress(1, len(steps), steps[1])
-    graph, state = _trace(torch, model, names, outputs, exporter, opset or DEFAULT_OPSET[exporter], limit)
+    sources = graphs(torch, model, TASKS[task], use_cache)
     del model
-    progress(2, len(steps), steps[2])
-    path = out / onnx_files.MODEL
-    onnx_files.clean(graph)
-    component = onnx_files.component(graph)
-    files = onnx_weights.save_with(graph, state, path)
-    del graph, state
+    return export(torch, sources, out, options, progress)
+
+
+def graphs(torch: Any, model: Any, task: Task, use_cache: bool) -> list[Graph]:
+    """The graphs of a model for a task."""
+    from modelbuild.lib import export_decoder, export_encoder, export_seq2seq
+
+    match task.form:
+        case "text":
+            return export_encoder.text(torch, model, task)
+        case "image":
+            return export_encoder.image(torch, model, task)
+        case "decoder":
+            return export_decoder.graphs(torch, model, use_cache)
+        case "seq2seq" | "speech":
+            return export_seq2seq.graphs(torch, model, use_cache, task.form == "speech")
+
+
+def export(torch: Any, sources: list[Graph], out: Path, options: Options, progress: Progress) -> Exported:
+    """Write `out`/<name>.onnx for each graph, and compare it with the model. `sources` is emptied to let the model go.
+
+    The weights beside a graph, when they are too much for one file, are in `<name>.onnx.data`. A `ProblemError` when
+    the exporter fails, or an output differs by more than the tolerance times its largest value in any case.
+    """
+    components, checks = {}, []
+    total = 2 * len(sources) + 2
+    while sources:
+        source = sources.pop(0)
+        progress(total - 2 * len(sources) - 3, total, f"trace the {source.name}")
+        graph, weights = _trace(torch, source, options)
+        progress(total - 2 * len(sources) - 2, total, f"write the {source.name}")
+        path = out / f"{source.name}.onnx"
+        onnx_files.clean(graph)
+        _name_axes(graph.graph, source)
+        components[source.name] = onnx_files.component(graph, path.name)
+        onnx_weights.save_with(graph, weights, path)
+        checks.append((path, source.cases, [port.name for port in source.outputs]))
+        del graph, weights, source
     gc.collect()
-    progress(3, len(steps), steps[3])
-    difference = compare(path, cases, expected, [o.name for o in outputs], tolerance)
-    progress(4, len(steps), steps[3])
-    return Exported(component, files, difference)
+    progress(total - 1, total, "compare with the model")
+    difference = max(compare(*check, options.tolerance) for check in checks)
+    progress(total, total, "compare with the model")
+    checked = "; ".join(dict.fromkeys(", ".join(c.name for c in cases) for _, cases, _ in checks))
+    return Exported(components, difference, checked)
 
 
 def load(folder: Path, cls: Any, options: Mapping[str, Any]) -> Any:
@@ -113,69 +133,44 @@ def _from_pretrained(cls: Any, folder: Path, torch: Any, options: Mapping[str, A
     return loaded
 
 
-def _positions(config: Any) -> int:
-    """The longest sequence to try; RoBERTa's positions start after its padding index."""
-    found = getattr(config, "max_position_embeddings", None)
-    return max(1, int(found) - int(getattr(config, "pad_token_id", 0) or 0) - 1) if found else 512
-
-
-def input_names(model: Any) -> tuple[str, ...]:
-    """The text inputs the model really takes: no segment ids where there is only one segment."""
-    accepted = inspect.signature(model.forward).parameters
-    segments = getattr(model.config, "type_vocab_size", 0) or 0
-    return tuple(n for n in TEXT_INPUTS if n in accepted and (n != "token_type_ids" or segments > 1))
-
-
-def made_inputs(names: Sequence[str], batch: int, length: int, config: Any) -> dict[str, Any]:
-    """Random token ids, int64 [batch, length], with row i padded on the right by i tokens and masked there."""
-    import numpy as np
-
-    random = np.random.default_rng(batch * 1000 + length)
-    pad = getattr(config, "pad_token_id", None) or 0
-    ids = random.integers(0, config.vocab_size, (batch, length))
-    ids[ids == pad] = (pad + 1) % config.vocab_size
-    mask = np.ones((batch, length), dtype=np.int64)
-    for row in range(1, batch):
-        cut = max(1, length - row * 3)
-        mask[row, cut:], ids[row, cut:] = 0, pad
-    types = random.integers(0, max(1, getattr(config, "type_vocab_size", 1) or 1), (batch, length))
-    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-    return {name: made[name] for name in names}
-
-
-def _run(torch: Any, model: Any, case: Mapping[str, Any], outputs: Sequence[Output]) -> list[Any]:
-    """The model's outputs as numpy arrays."""
-    result = model(**{n: torch.from_numpy(v) for n, v in case.items()}, return_dict=True)
-    return [getattr(result, o.name).numpy() for o in outputs]
-
-
-def _trace(
-    torch: Any, model: Any, names: Sequence[str], outputs: Sequence[Output], exporter: Exporter, opset: int, limit: int
-) -> tuple[Any, dict[str, onnx_weights.Weight]]:
+def _trace(torch: Any, source: Graph, options: Options) -> tuple[Any, dict[str, onnx_weights.Weight]]:
     """The graph without its weights, and the weights."""
     from modelbuild.lib import dynamo, torchscript
 
-    sample = made_inputs(names, SAMPLE_SHAPE[0], min(SAMPLE_SHAPE[1], limit), model.config)
-    tensors = {n: torch.from_numpy(v) for n, v in sample.items()}
-    trace = torchscript.trace if exporter == "torchscript" else dynamo.trace
+    trace = torchscript.trace if options.exporter == "torchscript" else dynamo.trace
     try:
-        return trace(model, tensors, {o.name: o.axes for o in outputs}, opset)
+        return trace(source, options.opset or DEFAULT_OPSET[options.exporter])
     except (RuntimeError, torch.onnx.errors.OnnxExporterError, TypeError, ValueError, AttributeError) as e:
-        other = "dynamo" if exporter == "torchscript" else "torchscript"
+        other = "dynamo" if options.exporter == "torchscript" else "torchscript"
         raise problem(
-            f"the `{exporter}` exporter cannot export `{type(model).__name__}`",
+            f"the `{options.exporter}` exporter cannot export `{type(source.module.model).__name__}`",
             cause=" ".join(str(e).split())[:400],
             hint=f"try `exporter: {other}`; the log has the whole traceback",
         ) from e
 
 
-def compare(
-    path: Path,
-    cases: Sequence[Mapping[str, Any]],
-    expected: Sequence[Sequence[Any]],
-    outputs: Sequence[str],
-    tolerance: float,
-) -> float:
+def _name_axes(graph: Any, source: Graph) -> None:
+    """Give every dynamic axis its name and every other its size, where the exporter has names of its own."""
+    inputs = {v.name: v for v in graph.input}
+    for port, array in zip(source.inputs, source.sample.values(), strict=True):
+        if port.name in inputs:
+            _set_shape(inputs[port.name], port, array.shape)
+    for i, (value, port) in enumerate(zip(graph.output, source.outputs, strict=True)):
+        _set_shape(value, port, source.cases[0].expected[i].shape)
+
+
+def _set_shape(value: Any, port: Port, sizes: Sequence[int]) -> None:
+    dims = value.type.tensor_type.shape.dim
+    while len(dims) < len(sizes):
+        dims.add()
+    for axis, size in enumerate(sizes):
+        if axis in port.axes:
+            dims[axis].dim_param = port.axes[axis]
+        else:
+            dims[axis].dim_value = size
+
+
+def compare(path: Path, cases: Sequence[Case], outputs: Sequence[str], tolerance: float) -> float:
     """The largest |graph - model| over the outputs of all cases, relative to that output's largest value.
 
     Runs the graph as written, without ONNX Runtime's own optimizations. A `ProblemError` beyond `tolerance`.
@@ -183,25 +178,28 @@ def compare(
     import numpy as np
 
     session = sessions.open_session(path, threads=1, optimize=False)
+    taken = {i.name for i in session.get_inputs()}
     worst = 0.0
-    for case, wanted in zip(cases, expected, strict=True):
-        shape = "x".join(str(n) for n in next(iter(case.values())).shape)
-        with sessions.failures(f"the exported graph does not run at shape {shape}"):
-            got = session.run(list(outputs), dict(case))
-        for name, a, b in zip(outputs, got, wanted, strict=True):
+    for case in cases:
+        with sessions.failures(f"the exported graph `{path.name}` does not run at {case.name}"):
+            got = session.run(list(outputs), {n: v for n, v in case.feeds.items() if n in taken})
+        for name, a, b in zip(outputs, got, case.expected, strict=True):
             if a.shape != b.shape:
                 raise problem(
                     f"the exported graph's `{name}` has another shape than the model's",
-                    inputs=shape,
+                    inputs=case.name,
                     graph=list(a.shape),
                     model=list(b.shape),
                 )
-            difference = float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-12))
+            wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+            difference = float(
+                np.abs(wide_a - wide_b).max(initial=0) / max(float(np.abs(wide_b).max(initial=0)), 1e-12)
+            )
             if not difference <= tolerance:
                 raise problem(
                     "the exported graph differs from the model",
                     output=name,
-                    inputs=shape,
+                    inputs=case.name,
                     difference=f"{difference:.3g} of the output's largest value",
                     tolerance=f"{tolerance:g}",
                     hint="try the other `exporter`; raise `tolerance` only where the difference is harmless",

@@ -21,6 +21,7 @@ POOLINGS = {
     "weightedmean_tokens": "weightedmean",
     "lasttoken": "lasttoken",
 }
+TOKENS = ("eos", "bos", "pad", "decoder_start")
 OFFSET_POSITIONS = (
     "camembert",
     "data2vec-text",
@@ -40,7 +41,8 @@ def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, 
     `architecture`, `model_type`; `max_positions`: tokens the position embeddings allow; `max_length`: tokens the
     model is meant for (sentence-transformers' limit, else the tokenizer's, else `max_positions`); `vocab_size`;
     `pooling` (mean, cls, max, ..., joined by `+`), `normalize`, `lowercase` and `modules` (what else
-    sentence-transformers appends) where given; `labels` of a classifier, by index.
+    sentence-transformers appends) where given; `labels` of a classifier, by index; `generation` of a model that
+    generates (see `_generation`) and `image` of one that takes images (see `_image`).
     """
     found: dict[str, Any] = {"model_type": config["model_type"]}
     architectures = config.get("architectures")
@@ -67,7 +69,54 @@ def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, 
         and "Classification" in str(found.get("architecture", ""))
     ):
         found["labels"] = [labels[k] for k in sorted(labels, key=int)]
+    for name, further in (("generation", _generation(files, config)), ("image", _image(files, config))):
+        if further:
+            found[name] = further
     return found
+
+
+def _generation(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ends and starts a text: `eos_token_id` (one or a list), `bos_token_id`, `pad_token_id` and
+    `decoder_start_token_id`, from `generation_config.json`, else from the config."""
+    architecture = (config.get("architectures") or [""])[0]
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")):
+        return {}
+    own = read_json(files["generation_config.json"]) if "generation_config.json" in files else {}
+    found = {f"{n}_token_id": own.get(f"{n}_token_id", config.get(f"{n}_token_id")) for n in TOKENS}
+    return {name: token for name, token in found.items() if token is not None}
+
+
+def _image(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
+    """How pixels become the input: `height`, `width`; `resize` (`height` and `width`, or `shortest_edge`, then cropped
+    from the centre) by `resample` (PIL's number); 0..255 times `rescale`, less `mean`, by `std` (one per channel)."""
+    given = read_json(files["preprocessor_config.json"]) if "preprocessor_config.json" in files else {}
+    if not ({"image_mean", "size"} & given.keys() or "image_size" in config):
+        return {}
+    size, crop = _sides(given.get("size")), _sides(given.get("crop_size"))
+    cropped = crop if given.get("do_center_crop", crop and "shortest_edge" in size) else {}
+    found: dict[str, Any] = dict(cropped or (size if "height" in size else _sides(config.get("image_size"))))
+    if given.get("do_resize", bool(size)) and size:
+        found["resize"] = size
+        if "resample" in given:
+            found["resample"] = given["resample"]
+    if given.get("do_rescale", "image_mean" in given):
+        found["rescale"] = given.get("rescale_factor", 1 / 255)
+    if given.get("do_normalize", "image_mean" in given) and "image_mean" in given:
+        found |= {"mean": given["image_mean"], "std": given["image_std"]}
+    return found
+
+
+def _sides(size: Any) -> dict[str, int]:
+    """A size as a dict: a number is both sides, a pair is height and width."""
+    match size:
+        case dict():
+            return {str(k): v for k, v in size.items() if isinstance(v, int)}
+        case int():
+            return {"height": size, "width": size}
+        case [int() as height, int() as width]:
+            return {"height": height, "width": width}
+        case _:
+            return {}
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

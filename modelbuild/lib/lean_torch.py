@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,10 +28,29 @@ def import_torch() -> Any:
 
 
 def import_class(name: str) -> Any:
-    """The class `transformers.<name>`.
+    """The class `transformers.<name>`."""
+    with _lean():
+        return getattr(importlib.import_module("transformers"), name)
 
-    At its first import in this process transformers is told that there is one process and no optional package; it
-    remembers what it found, so a process that has imported it otherwise is left as it is.
+
+def import_tables() -> Any:
+    """The module with transformers' tables from model type to class name; every model's class imports it anyway."""
+    with _lean():
+        return importlib.import_module("transformers.models.auto.modeling_auto")
+
+
+def import_caches() -> Any:
+    """The module with transformers' key-value caches."""
+    with _lean():
+        return importlib.import_module("transformers.cache_utils")
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Imports of transformers in which it finds one process and no optional package.
+
+    It is told so at its first import in this process and remembers what it found; a process that has imported it
+    otherwise is left as it is.
     """
     first = "transformers" not in sys.modules
     hidden = [package for package in OPTIONAL if first and package not in sys.modules]
@@ -46,7 +66,7 @@ def import_class(name: str) -> Any:
 
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
-            return getattr(transformers, name)
+            yield
     finally:
         for package in hidden:
             if sys.modules.get(package) is None:

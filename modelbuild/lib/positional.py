@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 PREFIX = "model."
 """What the wrapper puts before the parameters' names."""
 
 
-def positional(torch: Any, model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+def positional(torch: Any, model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     """The model as a module that takes its inputs by place and returns just the wanted outputs."""
+    return wrapped(
+        torch,
+        model,
+        lambda *values: _wanted(model(**dict(zip(inputs, values, strict=True)), return_dict=True), outputs),
+    )
 
-    class Positional(torch.nn.Module):  # type: ignore[misc]
+
+def wrapped(torch: Any, model: Any, forward: Any) -> Any:
+    """A module in eval mode that holds `model` (its parameters' names after `PREFIX`) and calls `forward`."""
+
+    class Wrapped(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, *values: Any) -> Any:
-            result = self.model(**dict(zip(inputs, values, strict=True)), return_dict=True)
-            return tuple(getattr(result, name) for name in outputs)
+            return forward(*values)
 
-    return Positional().eval()
+    return Wrapped().eval()
+
+
+def _wanted(result: Any, outputs: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(getattr(result, name) for name in outputs)

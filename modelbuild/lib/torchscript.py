@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
+from modelbuild.lib.export_graph import Graph
 from modelbuild.lib.onnx_weights import Weight
-from modelbuild.lib.positional import PREFIX, positional
+from modelbuild.lib.positional import PREFIX
 
 
 class TorchWeight(msgspec.Struct, frozen=True):
@@ -44,39 +45,38 @@ class TorchWeight(msgspec.Struct, frozen=True):
         return self.tensor.permute(self.axes).contiguous().numpy()
 
 
-def trace(
-    model: Any, sample: Mapping[str, Any], outputs: Mapping[str, Mapping[int, str]], opset: int
-) -> tuple[Any, dict[str, Weight]]:
-    """The model's graph (a `ModelProto`) traced on `sample`, and its weights by initializer name.
+def trace(source: Graph, opset: int) -> tuple[Any, dict[str, Weight]]:
+    """The graph (a `ModelProto`) traced on its sample, and its weights by initializer name.
 
-    Inputs have the dynamic axes `batch` and `sequence`; `outputs` names attributes of the model's result and their
-    dynamic axes. Weights keep the parameters' names; those the graph uses transposed get `.T` appended.
+    Weights keep the parameters' names; those the graph uses transposed get `.T` appended.
     """
     import onnx
     import torch
 
-    wrapper = positional(torch, model, tuple(sample), tuple(outputs))
+    inputs = [port.name for port in source.inputs]
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracer warnings, and the exporter's deprecation
         torch.onnx.export(
-            wrapper,
-            tuple(sample.values()),
+            source.module,
+            tuple(torch.from_numpy(v) for v in source.sample.values()),
             file,
             dynamo=False,
             opset_version=opset,
             export_params=False,
             do_constant_folding=False,
-            input_names=list(sample),
-            output_names=list(outputs),
-            dynamic_axes={
-                **{n: {0: "batch", 1: "sequence"} for n in sample},
-                **{n: dict(a) for n, a in outputs.items()},
-            },
+            input_names=inputs,
+            output_names=[port.name for port in source.outputs],
+            dynamic_axes={port.name: dict(port.axes) for port in (*source.inputs, *source.outputs)},
         )
     graph = onnx.load_from_string(file.getvalue())
-    state = {name: tensor.detach() for name, tensor in wrapper.state_dict().items()}
-    return graph, _graft(graph.graph, state, set(sample))
+    return graph, _graft(graph.graph, _tensors(source.module), set(inputs))
+
+
+def _tensors(module: Any) -> dict[str, Any]:
+    """Parameters and buffers by name, those that are no part of a checkpoint among them (rotary frequencies)."""
+    found = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach() for name, tensor in found.items()}
 
 
 def _graft(graph: Any, state: Mapping[str, Any], inputs: set[str]) -> dict[str, Weight]:

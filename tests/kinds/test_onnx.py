@@ -17,6 +17,8 @@ from modelbuild import artifact, kind
 from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import Problem, ProblemError
 from modelbuild.lib import external_data, onnx_files, onnx_weights, sessions, torchscript
+from modelbuild.lib.export_graph import Graph
+from modelbuild.lib.export_tasks import TASKS
 from tests import models
 from tests.kinds.run import Heard, run_kind
 
@@ -136,41 +138,39 @@ class TestExport:
         assert "encoder.layer.0.attention.self.query.weight.T" in names
         assert not any("pooler" in name for name in names)
 
-    def test_equal_weights_are_stored_once(self, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
-        from modelbuild.lib import export as lib
-        from modelbuild.lib.lean_torch import import_class, import_torch
+    def test_equal_weights_are_stored_once(self, tiny: Callable[[str], Path]) -> None:
+        (source,) = graphs_of(tiny("bert"))
+        layers = source.module.model.encoder.layer
+        layers[1].load_state_dict(layers[0].state_dict())
 
-        torch = import_torch()
-        model = lib.load(tiny("bert"), import_class("BertModel"), {"add_pooling_layer": False})
-        model.encoder.layer[1].load_state_dict(model.encoder.layer[0].state_dict())
-        names = lib.input_names(model)
-        sample = {n: torch.from_numpy(v) for n, v in lib.made_inputs(names, 2, 9, model.config).items()}
-
-        graph, weights = torchscript.trace(model, sample, {"last_hidden_state": {0: "batch", 1: "sequence"}}, 17)
+        graph, weights = torchscript.trace(source, 17)
 
         assert not any(n.op_type == "Identity" for n in graph.graph.node)
         stored = {(w.shape, w.array().tobytes()) for w in weights.values()}
         assert len(stored) == len(weights)
 
     def test_weights_too_large_for_one_file_lie_beside_it(self, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
-        from modelbuild.lib import export as lib
-        from modelbuild.lib.lean_torch import import_class, import_torch
-
-        torch = import_torch()
-        model = lib.load(tiny("bert"), import_class("BertModel"), {"add_pooling_layer": False})
-        names = lib.input_names(model)
-        sample = {n: torch.from_numpy(v) for n, v in lib.made_inputs(names, 2, 9, model.config).items()}
+        (source,) = graphs_of(tiny("bert"))
         for place, limit in (("inside", 1 << 30), ("beside", 1000)):
-            graph, weights = torchscript.trace(model, sample, {"last_hidden_state": {0: "batch", 1: "sequence"}}, 17)
+            graph, weights = torchscript.trace(source, 17)
             (tmp_path / place).mkdir()
             files = onnx_weights.save_with(graph, weights, tmp_path / place / "model.onnx", limit=limit)
             assert len(files) == (1 if place == "inside" else 2)
         inside, beside = (onnx_files.load(tmp_path / p / "model.onnx") for p in ("inside", "beside"))
         assert external_data.external_files(onnx_files.load(tmp_path / "beside/model.onnx", weights=False))
-        case = lib.made_inputs(names, 2, 5, model.config)
+        case = dict(source.cases[0].feeds)
         results = [sessions.open_session(tmp_path / p / "model.onnx").run(None, case)[0] for p in ("inside", "beside")]
         np.testing.assert_array_equal(*results)
         assert len(inside.graph.initializer) == len(beside.graph.initializer)
+
+
+def graphs_of(folder: Path, model_type: str = "bert", task: str = "feature-extraction") -> list[Graph]:
+    from modelbuild.lib import architectures, export
+    from modelbuild.lib.lean_torch import import_class, import_torch
+
+    torch = import_torch()
+    model = export.load(folder, import_class(architectures.class_name(model_type, task)), TASKS[task].without)
+    return export.graphs(torch, model, TASKS[task], use_cache=True)
 
 
 @pytest.mark.torch
@@ -216,14 +216,6 @@ def described(folder: Path, descriptor: Descriptor) -> Artifact:
     folder.mkdir()
     artifact.write(folder, descriptor)
     return artifact.read(folder)
-
-
-def test_an_unsupported_architecture_is_refused(tmp_path: Path) -> None:
-    source = described(tmp_path / "in", Descriptor(format="safetensors", settings={"model_type": "mamba"}))
-    found = refusal(export, tmp_path / "onnx", source)
-    assert found.title == "the architecture `mamba` is not supported for `feature-extraction`"
-    assert found.facts[0][0] == "supported"
-    assert "roberta" in found.facts[0][1]
 
 
 def test_anything_but_a_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -399,8 +391,13 @@ class TestOptions:
             ({"from": "a", "opset": 21}, "`torchscript` exports opset 14 to 20"),
             ({"from": "a", "opset": 17, "exporter": "dynamo"}, "`dynamo` exports opset 18 to 23"),
             ({"from": "a", "tolerance": 0}, "`tolerance` must be positive"),
-            ({"from": "a", "tokenizer": "b"}, "`tokenizer` goes with `path`"),
-            ({"path": "a.onnx", "opset": 17}, "`opset` is for exporting, and `path` adopts a finished file"),
+            ({"from": "a", "tokenizer": "b"}, "`tokenizer` does not go with `from`"),
+            ({"path": "a.onnx", "opset": 17}, "`opset` does not go with `path`"),
+            ({"path": "a.onnx", "factory": "a:b"}, "`path` and `factory` exclude each other"),
+            ({"factory": "a:b"}, "`factory` needs `code`"),
+            ({"factory": "a.b", "code": "a.py"}, "`a.b` is not `package.module:function`"),
+            ({"from": "a", "task": "fill-mask", "use_cache": True}, "`fill-mask` has no key-value cache"),
+            ({"from": "a", "task": "fill-mask", "labels": ["a"]}, "`fill-mask` has no labels"),
         ],
     )
     def test_that_do_not_fit_together(self, values: dict[str, Any], message: str) -> None:
