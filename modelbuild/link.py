@@ -38,8 +38,7 @@ class _Linker:
 
     def link(self) -> tuple[Graph, tuple[Problem, ...]]:
         for base in self._order():
-            expanded = [n for target in self.own[base] if (nodes := self._expand(base, target)) for n in nodes]
-            self.variants[base] = expanded
+            self.variants[base] = expanded = self._expand_all(base)
             self.nodes.update((n.name, n) for n in expanded)
         defaults = {r.name: self._defaults(r) for r in self.recipes.values()}
         return Graph(self.nodes, defaults), tuple(dict.fromkeys(self.problems))
@@ -101,6 +100,20 @@ class _Linker:
             )
         )
 
+    def _expand_all(self, base: str) -> list[Node]:
+        """The nodes of all that a matrix made of a target; none where they are too many."""
+        found: list[Node] = []
+        for target in self.own[base]:
+            found += self._expand(base, target)
+            if len(found) > MOST_VARIANTS:
+                return self._too_many(target)
+        return found
+
+    def _too_many(self, target: Target) -> list[Node]:
+        title = f"target `{target.base}` has more than {MOST_VARIANTS:,} variants"
+        self.problems.append(Problem(title, target.where))
+        return []
+
     def _expand(self, base: str, target: Target) -> list[Node]:
         """One node per consistent choice of input variants."""
         roles = {f.name: f for f in kind.fields(type(target.spec))}
@@ -116,17 +129,15 @@ class _Linker:
                     (axes, _adding(inputs, reference.field, [c.name for c in candidates])) for axes, inputs in choices
                 ]
             else:
-                choices = [
+                agreeing = (
                     ({**axes, **_axes(candidate)}, _adding(inputs, reference.field, [candidate.name]))
                     for axes, inputs in choices
                     for candidate in candidates
                     if all(axes.get(axis, value) == value for axis, value in _axes(candidate).items())
-                ]
-            if len(choices) > MOST_VARIANTS:
-                self.problems.append(
-                    Problem(f"target `{target.base}` has more than {MOST_VARIANTS:,} variants", target.where)
                 )
-                return []
+                choices = list(itertools.islice(agreeing, MOST_VARIANTS + 1))
+            if len(choices) > MOST_VARIANTS:
+                return self._too_many(target)
         for field in roles.values():
             if field.role == "ref":
                 for _, inputs in choices:
