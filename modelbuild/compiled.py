@@ -39,6 +39,7 @@ class Cache:
         self.path = store.root / FILE
         home = os.environ.get("HOME", "")  # a recipe may name a path below `~`
         facts = [__version__, sys.version, str(root), home, *map(str, recipes), *map(str, sorted(settings.items()))]
+        facts += sys.path  # where another version of a plugin may be found
         self.circumstances = digest.of_bytes("\0".join(facts).encode("utf-8", "surrogateescape"))
 
     def read(self) -> Graph | None:

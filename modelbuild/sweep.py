@@ -37,7 +37,7 @@ def leftovers(store: Store) -> Iterator[Path]:
     for folder in ("tmp", "locks", "failed"):
         with contextlib.suppress(FileNotFoundError):
             yield from sorted((store.root / folder).iterdir())
-    yield from sorted((*store.root.glob(".probe-*"), *store.root.glob("names/*/.*")))
+    yield from sorted((*store.root.glob(".*"), *store.root.glob("names/*/.*")))
 
 
 def sweep(store: Store, paths: Collection[Path], *, dry_run: bool) -> list[Swept]:
