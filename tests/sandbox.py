@@ -252,7 +252,9 @@ class Sandbox:
     def leftovers(self) -> list[str]:
         """What no finished command may leave in the store."""
         found = [p for n in ("tmp", "locks", "failed") if (self.store / n).is_dir() for p in (self.store / n).iterdir()]
-        return [str(p.relative_to(self.store)) for p in (*found, *self.store.glob(".probe-*"))]
+        return [
+            str(p.relative_to(self.store)) for p in (*found, *self.store.glob(".*"), *self.store.glob("names/*/.*"))
+        ]
 
 
 def _indented(text: str) -> str:

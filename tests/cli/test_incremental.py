@@ -329,6 +329,26 @@ def test_a_new_option_of_a_kind_enters_the_key(sandbox: Sandbox) -> None:
     assert sandbox.built().built == ["t"]
 
 
+def test_another_plugin_found_first_on_the_path_is_noticed(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.kinds(mine=kind_source("finish(ctx, spec.note)"))
+    sandbox.recipe("t: {kind: mine}")
+    sandbox.built()
+    sandbox.plugins = tmp_path / "other environment"
+    sandbox.kinds(mine=kind_source("finish(ctx, spec.note)").replace('note: str = ""', 'note: str = "other"'))
+
+    assert sandbox.built().built == ["t"]
+    assert sandbox.value("t") == "other"
+
+
+def test_a_damaged_compiled_recipe_is_read_again(chain: Sandbox) -> None:
+    for path in chain.store.glob("graph*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    assert nothing_runs(chain)
+
+
 def test_a_matrix_value_added_builds_that_variant_and_what_takes_all(sandbox: Sandbox) -> None:
     sandbox.recipe(
         """
