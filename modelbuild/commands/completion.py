@@ -13,8 +13,7 @@ def command(shell: str) -> None:
 
     bash: `modelbuild completion bash > ~/.local/share/bash-completion/completions/modelbuild`
     """
-    from modelbuild.cli import cli
-
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, "modelbuild", "_MODELBUILD_COMPLETE").source())
+    root = click.get_current_context().find_root().command
+    click.echo(found(root, {}, "modelbuild", "_MODELBUILD_COMPLETE").source())
