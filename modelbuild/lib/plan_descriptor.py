@@ -44,6 +44,7 @@ def settings(
     }
     if backend.name == "tensorrt":
         made["hardware_compatibility"] = options.hardware_compatibility
+        made["version_compatible"] = options.version_compatible
         if gpu is not None and options.hardware_compatibility == "none":
             made["gpu"] = gpu.name
     return made
