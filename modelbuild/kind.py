@@ -222,6 +222,7 @@ BUILTIN: Mapping[str, str] = {
     "fp16": "modelbuild.kinds.fp16",
     "trt-plan": "modelbuild.kinds.trt_plan",
     "zip": "modelbuild.kinds.zip",
+    "triton-repo": "modelbuild.kinds.triton_repo",
 }
 """The kinds that ship with modelbuild, by name; a plugin adds its own by the entry-point group `modelbuild.kinds`."""
 

@@ -1,0 +1,86 @@
+"""Texts to token ids: truncated, padded together, and cut into windows where a task asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILE = "tokenizer.json"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+"""The graph inputs that can be made of a text."""
+
+
+class Tokens(NamedTuple):
+    """Texts as tokens: one encoding a row of the graph's input, and the text (its index) that each row is of.
+
+    `truncated[i]` and `counts[i]` are of text i: whether something was cut, and how many tokens the model sees of it.
+    """
+
+    rows: list[Any]
+    of: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    counts: NDArray[np.int32]
+
+    def take(self, rows: Sequence[int]) -> list[Any]:
+        return [self.rows[i] for i in rows]
+
+
+class Tokenizer:
+    """The tokenizer beside the settings; the settings say the length limit, the padding and the buckets."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Reads `tokenizer.json` in `folder`. `settings` are those of `settings.json` (see `triton_text.settings`)."""
+        from tokenizers import Tokenizer as Rust
+
+        self.rust = Rust.from_file(str(folder / FILE))
+        self.rust.no_padding()
+        self.rust.no_truncation()
+        self.settings = settings
+        self.stride = settings.get("stride")
+        if self.stride is not None:
+            self.rust.enable_truncation(settings["max_length"], stride=self.stride, strategy="only_second")
+        elif settings["max_length"] is not None:
+            self.rust.enable_truncation(settings["max_length"], strategy="longest_first")
+
+    def __call__(self, columns: Sequence[Sequence[str]]) -> Tokens:
+        """Encode one or two columns of texts, all together.
+
+        With a `stride` (pairs only) what does not fit becomes further rows, which overlap by so many tokens, and
+        nothing is cut; without, it is cut and said so.
+        """
+        if self.settings.get("lowercase"):
+            columns = [[text.lower() for text in column] for column in columns]
+        encoded = self.rust.encode_batch(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
+        rows, of = [], []
+        for i, first in enumerate(encoded):
+            windows = [first, *first.overflowing] if self.stride is not None else [first]
+            rows += windows
+            of += [i] * len(windows)
+        cut = [self.stride is None and bool(e.overflowing) for e in encoded]
+        counts = np.zeros(len(encoded), np.int32)
+        np.add.at(counts, of, [len(row.ids) for row in rows])
+        return Tokens(rows, np.asarray(of, np.int64), np.asarray(cut, np.bool_), counts)
+
+    def length(self, longest: int) -> int:
+        """Tokens that a batch is padded to: the graph's fixed length, else the least bucket that fits, else longest."""
+        fixed, buckets = self.settings.get("length"), self.settings.get("buckets") or ()
+        if fixed is not None:
+            return int(fixed)
+        return next((int(b) for b in buckets if b >= longest), max(longest, 1))
+
+    def padded(self, rows: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """The graph's inputs, each of shape (rows, tokens) and of the graph's dtype; real tokens have mask 1."""
+        length, left = self.length(max(len(row.ids) for row in rows)), self.settings["pad_left"]
+        filler = {"input_ids": self.settings["pad_id"], "token_type_ids": self.settings["pad_type_id"]}
+        made = {name: np.full((len(rows), length), filler.get(name, 0), np.int64) for name in INPUTS}
+        for i, row in enumerate(rows):
+            place = slice(length - len(row.ids), None) if left else slice(0, len(row.ids))
+            made["input_ids"][i, place] = row.ids
+            made["token_type_ids"][i, place] = row.type_ids
+            made["attention_mask"][i, place] = 1
+        made["position_ids"] = np.maximum(made["attention_mask"].cumsum(axis=1) - 1, 0)
+        return {name: made[name].astype(dtype, copy=False) for name, dtype in self.settings["inputs"].items()}
