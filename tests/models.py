@@ -225,11 +225,11 @@ def write_model(
 
 
 def spread(torch: Any, model: Any) -> None:
-    """Make a fresh model's outputs tell tokens apart: as initialized, every logit is nearly the same."""
+    """Make what a fresh model generates depend on more than its last token: it would repeat that for ever."""
     with torch.no_grad():
-        for tensor in model.parameters():
-            if tensor.ndim > 1:
-                tensor.mul_(5)
+        for name, tensor in model.named_parameters():
+            if tensor.ndim > 1 and not any(part in name for part in ("wte", "wpe", "embed", "shared")):
+                tensor.mul_(10)
 
 
 def write_image_processor(folder: Path) -> None:

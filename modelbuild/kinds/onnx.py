@@ -23,24 +23,25 @@ tried, and stands if its graph computes what the model does.
 
 **Generation** has a key-value cache unless `use_cache: false`. `text-generation` is one graph for the prompt and for
 every token after it: `past_key_values.0.key`, ... [batch, heads, past_sequence, size], of length 0 at the start, come
-back longer as `present.0.key`, ... . The attention mask covers past and new tokens; positions follow from it, so prompts
-of a batch are padded on the left. Text to text and speech are the graphs `encoder` and `decoder`: the encoder gives the
-keys and values of the cross attention (`present.0.encoder.key`, ...), which the decoder takes at every step, and the
-decoder's own cache (`past_key_values.0.decoder.key`, ...) starts with length 0 and grows. What a server needs besides is
-in the settings: `labels`, `generation` (token ids that start and end a text), `image` (size, mean, standard deviation).
+back longer as `present.0.key`, ... . The attention mask covers past and new tokens; positions follow from it, so
+prompts of a batch are padded on the left. Text to text and speech are the graphs `encoder` and `decoder`: the encoder
+gives the keys and values of the cross attention (`present.0.encoder.key`, ...), which the decoder takes at every step,
+and the decoder's own cache (`past_key_values.0.decoder.key`, ...) starts with length 0 and grows. What a server needs
+besides is in the settings: `labels`, `generation` (token ids that start and end a text), `image` (size, mean, standard
+deviation).
 
 **Plain PyTorch** (`factory:`) calls a function of your own code, which returns a module and a dict of example inputs.
-`inputs` says by names which axes are dynamic (by default the first of every input, `batch`); the module has to run with
-a batch of 1 and of 3, and with every other dynamic axis twice as long as the example's. *Building runs the code in
-`code`*; loading the recipe does not. All Python files of `code` are part of the key, and so are `weights` and the versions
-of `packages`. Random numbers are seeded with 0.
+`inputs` says by names which axes are dynamic (by default the first of every input, `batch`); the module has to run
+with a batch of 1 and of 3, and with every other dynamic axis twice as long as the example's. *Building runs the code
+in `code`*; loading the recipe does not. All Python files of `code` are part of the key, and so are `weights` and the
+versions of `packages`. Random numbers are seeded with 0.
 
 **Adopt** (`path:`) takes a finished ONNX file and needs no PyTorch. The file is checked, its weights must lie beside
 it, and it is run once with made-up inputs. External data is found by its usual names (`<name>.data`, `<name>_data`,
 `<stem>.data`, `<stem>.bin`, ...); name the folder instead when it has others, with one `.onnx` file in it.
 
-The default exporter, `torchscript`, writes the graph that ONNX Runtime's fusions recognise whole, in a tenth of the time
-of `dynamo`. All are reproducible byte for byte: the exported file has no path, time or version in it.
+The default exporter, `torchscript`, writes the graph that ONNX Runtime's fusions recognise whole, in a tenth of the
+time of `dynamo`. All are reproducible byte for byte: the exported file has no path, time or version in it.
 
 ```yaml
 targets:

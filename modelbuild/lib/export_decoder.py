@@ -117,7 +117,7 @@ def _cases(
             extra["position_ids"] = position_ids(torch.from_numpy(whole["attention_mask"]))
         result = running(torch, model, whole, name, use_cache=use_cache, **extra)
         logits = result.logits.numpy()
-        kept = [t.numpy() for t in flat(result.past_key_values)] if use_cache else []
+        kept = [t.numpy() for t in flat(getattr(result, "past_key_values", None))] if use_cache else []
         names = cache_names("past_key_values", len(kept))
         feeds = whole | {"input_ids": whole["input_ids"][:, past:].copy()}
         feeds |= {n: t[:, :, :past].copy() for n, t in zip(names, kept, strict=True)}
