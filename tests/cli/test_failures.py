@@ -22,13 +22,19 @@ CHAIN = """
 """
 
 
-@pytest.fixture
-def chain(sandbox: Sandbox) -> Sandbox:
-    """`risky` fails as soon as `a.txt` holds `bad`; `under` needs it, `apart` does not."""
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    sandbox = Sandbox(tmp_path_factory.mktemp("template"))
     sandbox.recipe(CHAIN)
     sandbox.data("a.txt", "good")
     sandbox.built()
     return sandbox
+
+
+@pytest.fixture
+def chain(template: Sandbox, tmp_path: Path) -> Sandbox:
+    """`risky` fails as soon as `a.txt` holds `bad`; `under` needs it, `apart` does not."""
+    return template.copy(tmp_path)
 
 
 def fact(ran_problem: dict[str, object], label: str) -> str:
@@ -396,7 +402,7 @@ def test_removing_from_a_read_only_store_is_a_problem(chain: Sandbox, verb: str)
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("kibibytes", [16, 24, 32, 48, 64, 80, 96, 112, 128, 160])
+@pytest.mark.parametrize("kibibytes", [24, 48, 80, 112, 160])
 def test_a_full_disk_is_a_problem_and_loses_nothing(sandbox: Sandbox, kibibytes: int) -> None:
     mounts.needs_mounts()
     sandbox.recipe("a: {kind: text, path: a.txt}\nb: {kind: slow, from: a, seconds: 0, bytes: 100000}")
