@@ -25,6 +25,8 @@ COMMANDS: Mapping[str, str] = {
     "clean": "Remove targets' artifacts.",
     "gc": "Remove artifacts that no recipe names any more.",
     "verify": "Read every artifact back and compare it with its record.",
+    "serve": "Start a Triton server of a target on this machine.",
+    "ask": "Send text or tensors to a served target.",
     "kinds": "List the target kinds, or document one.",
     "schema": "Print the JSON Schema of recipes, for editors.",
     "init": "Write a first recipe for a model.",
