@@ -55,7 +55,8 @@ def soften_masks(model: Any) -> int:
     from onnx import numpy_helper
 
     found = 0
-    for tensor in onnx_values.constants(model.graph, small=1 << 24).values():
+    shaped = [a.t for n in model.graph.node if n.op_type == "ConstantOfShape" for a in n.attribute if a.name == "value"]
+    for tensor in (*onnx_values.constants(model.graph, small=1 << 24).values(), *shaped):
         if tensor.data_type != FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
@@ -87,22 +88,15 @@ def convert(model: Any, *, keep_io_types: bool, operators: Collection[str], node
 
 
 def _declare_types(model: Any) -> None:
-    """Write every value's element type into the graph: the converter casts only what it finds there.
-
-    ONNX's shape inference does not know ONNX Runtime's own operators; they make what they are given.
-    """
+    """Write every value's element type into the graph: the converter casts only what it finds there."""
     from onnx import helper
 
     types = onnx_values.element_types(model)
     del model.graph.value_info[:]
     known = {v.name for v in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
-    for node in model.graph.node:
-        given = next((types[i] for i in node.input if types.get(i) in (FLOAT, FLOAT16)), None)
-        for place, output in enumerate(node.output):
-            if not types.get(output) and given and place == 0:
-                types[output] = given
-            if output and types.get(output) and output not in known:
-                model.graph.value_info.append(helper.make_tensor_value_info(output, types[output], None))
+    for output in [o for n in model.graph.node for o in n.output]:
+        if output in types and output not in known:
+            model.graph.value_info.append(helper.make_tensor_value_info(output, types[output], None))
 
 
 def _join_casts(graph: Any) -> None:

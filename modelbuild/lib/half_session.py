@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from modelbuild.artifact import Tensor
 from modelbuild.lib import agreement, sessions
 from modelbuild.lib.agreement import Difference
 
@@ -23,6 +24,11 @@ class HalfSession:
         given = {n: a.astype(np.float16) if n in self._halves else a for n, a in feeds.items()}
         got = self._session.run(list(names), given)
         return [np.asarray(a).astype(np.float32) if np.asarray(a).dtype == np.float16 else a for a in got]
+
+
+def on_cases(reference: Any, other: HalfSession, inputs: Sequence[Tensor]) -> Difference:
+    """The largest difference of two sessions on made-up inputs of several shapes, padded on either side."""
+    return agreement.largest_difference(reference, other, inputs)
 
 
 def on_samples(reference: Any, other: HalfSession, feeds: Sequence[dict[str, Any]]) -> Difference:

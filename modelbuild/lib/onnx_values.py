@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+FLOATS = (1, 10, 11, 16)
+"""`TensorProto` types float32, float16, float64 and bfloat16."""
+
 
 def constants(graph: Any, *, small: int | None = None) -> dict[str, Any]:
     """Name -> `TensorProto` of initializers and of Constant nodes; with `small`, those of at most so many elements."""
@@ -26,7 +29,11 @@ def any_nonzero(tensor: Any) -> bool:
 
 
 def element_types(model: Any) -> dict[str, int]:
-    """Name -> `TensorProto` type of every value that shape inference can tell; the model's weights are not needed."""
+    """Name -> `TensorProto` type of every value that can be told; the model's weights are not needed.
+
+    ONNX's shape inference does not know ONNX Runtime's own operators, and stops there. They, and what it can tell
+    nothing of behind them, make what they are given.
+    """
     import onnx
 
     bare = onnx.ModelProto()
@@ -39,7 +46,11 @@ def element_types(model: Any) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(bare)
     graph = inferred.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    return types | {name: t.data_type for name, t in constants(graph).items()}
+    types |= {name: t.data_type for name, t in constants(graph).items()}
+    for node in model.graph.node:
+        if not types.get(node.output[0]):
+            types[node.output[0]] = next((types[i] for i in node.input if types.get(i) in FLOATS), 0)
+    return {name: kind for name, kind in types.items() if kind}
 
 
 def _elements(tensor: Any) -> int:

@@ -45,8 +45,13 @@ def resolve(wanted: str) -> Name:
     return "tensorrt" if installed and shutil.which("nvidia-smi") else "rtx"
 
 
-def load(name: Name) -> Backend:
-    """Import TensorRT and make Polygraphy use it; a `ProblemError` when it is missing or the other one is in use."""
+def is_bound() -> bool:
+    """Whether Polygraphy was imported, and with it one TensorRT chosen."""
+    return "polygraphy.config" in sys.modules
+
+
+def bind(name: Name) -> None:
+    """Make Polygraphy use this TensorRT from its import on; a `ProblemError` when it uses the other one already."""
     polygraphy = sys.modules.get("polygraphy.config")
     if polygraphy is not None and bool(polygraphy.USE_TENSORRT_RTX) != (name == "rtx"):
         other = "tensorrt" if name == "rtx" else "rtx"
@@ -55,6 +60,11 @@ def load(name: Name) -> Backend:
             hint="use one process for each",
         )
     os.environ[SWITCH] = "1" if name == "rtx" else "0"
+
+
+def load(name: Name) -> Backend:
+    """Import TensorRT and make Polygraphy use it; a `ProblemError` when it is missing or the other one is in use."""
+    bind(name)
     public, wheel = MODULES[name]
     module = _import(public, name) or _import(wheel, name)
     if module is None:

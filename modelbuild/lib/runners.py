@@ -38,12 +38,24 @@ class Runner(Protocol):
         """Seconds that the last `infer` took."""
 
 
+def prepare(*models: Artifact) -> None:
+    """Make Polygraphy use the TensorRT of the plan among `models`: call it before their runners, plans or not.
+
+    A `ProblemError` for plans of two TensorRTs: one process holds one.
+    """
+    plans = [m for m in models if m.descriptor.format == "trt-plan"]
+    for wanted in [str(m.descriptor.settings["backend"]) for m in plans] or ["auto"]:
+        if plans or not plan_backend.is_bound():
+            plan_backend.bind(plan_backend.resolve(wanted))
+
+
 def runner(model: Artifact, *, provider: Provider = "cpu", threads: int = 0, profile: int = 0) -> Runner:
     """What runs an ONNX artifact on `provider` with `threads` (0: all cores), or a plan with one of its profiles.
 
     A `ProblemError` when it cannot run here: no GPU, another GPU than the plan is for, another TensorRT, a provider
     that ONNX Runtime lacks.
     """
+    prepare(model)
     match model.descriptor.format:
         case "onnx":
             return _onnxruntime(model, provider, threads)
