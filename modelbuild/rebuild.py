@@ -23,6 +23,8 @@ class Rebuilder:
     def __init__(self, decider: Decider, sink: events.Sink) -> None:
         self.decider, self.sink = decider, sink
         self.graph, self.store = decider.graph, decider.store
+        self.places: set[Path] = set()
+        """The folders in which something is being built, or put away."""
 
     def bring(self, name: str) -> None:
         """Restore or build a target that `decide` says is not fresh; a `BuildError` where that fails."""
@@ -75,6 +77,7 @@ class Rebuilder:
         assert decision.key is not None
         assert decision.manifest is not None
         place = self.store.workplace(decision.key)
+        self.places.add(place)
         try:
             started = time.monotonic()
             task = self._job(node, decision, place)
@@ -93,6 +96,7 @@ class Rebuilder:
                 raise BuildError(*self._failed(node, decision.key, place, e.problems)) from None
         finally:
             shutil.rmtree(place, ignore_errors=True)
+            self.places.discard(place)
 
     def _job(self, node: Node, decision: Decision, place: Path) -> job.Job:
         return job.Job(

@@ -114,8 +114,6 @@ class TargetTasks:
         self.pools = Pools()
         self.exit_code = 0
         self.crash: Exception | None = None
-        self.running = 0
-        self._count = threading.Lock()
 
     def is_fresh(self, name: str) -> bool:
         """doit's `uptodate`, asked when the inputs are done."""
@@ -129,8 +127,6 @@ class TargetTasks:
         if local.stopping():
             return TaskFailed("interrupted")
         resources = self.graph.nodes[name].resources
-        with self._count:
-            self.running += 1
         try:
             with self.pools.using(resources):
                 self.rebuilder.bring(name)
@@ -143,9 +139,6 @@ class TargetTasks:
         except Exception as e:
             self.crash = e
             return TaskFailed("internal error")
-        finally:
-            with self._count:
-                self.running -= 1
         return None
 
     def _fail(self, name: str, error: ProblemError) -> TaskFailed:
@@ -196,7 +189,7 @@ def run(rebuilder: Rebuilder, names: Sequence[str], *, jobs: int, keep_going: bo
         except KeyboardInterrupt:
             local.stop()
             deadline = time.monotonic() + DRAIN_S
-            while targets.running and time.monotonic() < deadline:
+            while rebuilder.places and time.monotonic() < deadline:
                 time.sleep(0.02)
             raise
     if targets.crash is not None:
