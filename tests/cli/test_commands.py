@@ -599,11 +599,12 @@ def test_a_driver_that_is_killed_takes_its_builds_with_it(sandbox: Sandbox) -> N
     _until(lambda: not _workers(sandbox))
 
 
-def test_an_interrupted_wait_for_another_builder_ends_at_once(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupted_wait_for_another_builder_ends_at_once(sandbox: Sandbox, jobs: str) -> None:
     sandbox.recipe("a: {kind: slow, seconds: 60}")
     first = sandbox.start("build")
     _until(lambda: list((sandbox.store / "tmp").glob("*/out/data.bin")))
-    second = sandbox.start("build")
+    second = sandbox.start("build", "-j", jobs)
     assert second.stderr is not None
     assert "another process builds the same thing" in second.stderr.readline()
 
