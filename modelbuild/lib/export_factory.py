@@ -47,9 +47,7 @@ def load(code: Path, factory: str) -> tuple[Any, dict[str, Any]]:
             if not wrong:
                 _require_fp32(made)
                 return made.eval(), {n: t.detach().cpu().contiguous() for n, t in examples.items()}
-    raise problem(
-        f"the factory `{factory}` returned no module with examples", got=type(result).__name__, hint=RETURNS
-    )
+    raise problem(f"the factory `{factory}` returned no module with examples", got=type(result).__name__, hint=RETURNS)
 
 
 def _require_fp32(module: Any) -> None:
