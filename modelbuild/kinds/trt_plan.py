@@ -21,7 +21,7 @@ targets:
 
 A profile gives the least, the best and the most of each dynamic dimension by its name in the descriptor, or whole
 shapes by input: `input_ids: {min: [1, 8], opt: [8, 128], max: [32, 512]}`. Several profiles make one plan with
-several tunings.
+several tunings. One plan for each GPU is a matrix: `matrix: {compute_capabilities: ["8.6", "8.9"]}`.
 
 The descriptor has inputs and outputs, `backend`, `backend_version`, `compute_capabilities`, `profiles`, and how many
 products compute in which precision (`layers`); `layers.json` lists every layer of the network. With TensorRT there are
@@ -43,6 +43,7 @@ for byte, see the explanation "plans".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -94,7 +95,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
         Meta(description="Least, best and most of each dynamic dimension, or of each input's shape."),
     ] = ()
     compute_capabilities: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^(\d+\.\d|current)$")], ...],
+        str | tuple[str, ...],
         Meta(
             description='GPUs a TensorRT-RTX plan is for, such as `"8.9"`, or `current`; by default 8.0 and all newer.'
         ),
@@ -144,10 +145,14 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
                 if getattr(self, field) != default:
                     hint = "leave it out, or use `backend: tensorrt`"
                     raise SpecError(f"TensorRT-RTX has no `{field}`", field=field, hint=hint)
+        for each in _listed(self):
+            if not re.fullmatch(r"\d+\.\d|current", each):
+                hint = 'write it as "8.9", or `current` for that of the GPU at hand'
+                raise SpecError(f"`{each}` is no compute capability", field="compute_capabilities", hint=hint)
         if self.backend == "tensorrt" and self.compute_capabilities:
             hint = "leave it out: TensorRT compiles for the GPU it runs on; `hardware_compatibility` widens that"
             raise SpecError("`compute_capabilities` is for TensorRT-RTX", field="compute_capabilities", hint=hint)
-        if "current" in self.compute_capabilities and len(self.compute_capabilities) > 1:
+        if "current" in _listed(self) and len(_listed(self)) > 1:
             raise SpecError("`current` stands alone in `compute_capabilities`", field="compute_capabilities")
         if self.exclude_lean_runtime and not self.version_compatible:
             raise SpecError("`exclude_lean_runtime` goes with `version_compatible: true`", field="exclude_lean_runtime")
@@ -161,7 +166,7 @@ def tools(spec: Spec) -> Collection[str]:
 def hardware(spec: Spec) -> Mapping[str, str]:
     """A TensorRT-RTX plan is the same from every machine; a TensorRT plan is its GPU's, or as compatible as asked."""
     if _backend(spec) == "rtx":
-        return {"sm": HARDWARE["sm"]} if "current" in spec.compute_capabilities else {}
+        return {"sm": HARDWARE["sm"]} if "current" in _listed(spec) else {}
     names = {
         "none": ("gpu", "sm", "platform"),
         "same_compute_capability": ("sm", "platform"),
@@ -177,6 +182,11 @@ def resources(spec: Spec) -> Collection[str]:
 
 def _backend(spec: Spec) -> plan_backend.Name:
     return plan_backend.resolve("rtx" if spec.compute_capabilities else spec.backend)
+
+
+def _listed(spec: Spec) -> tuple[str, ...]:
+    given = spec.compute_capabilities
+    return (given,) if isinstance(given, str) else given
 
 
 def build(spec: Spec, ctx: Context) -> None:
@@ -234,9 +244,9 @@ def _require_compilable(spec: Spec, path: Path) -> None:
 
 def _capabilities(spec: Spec) -> tuple[tuple[int, int], ...] | None:
     """The compute capabilities asked for as (major, minor), sorted; None for that of the GPU at hand."""
-    if "current" in spec.compute_capabilities:
+    if "current" in _listed(spec):
         return None
-    pairs = (each.split(".") for each in spec.compute_capabilities)
+    pairs = (each.split(".") for each in _listed(spec))
     return tuple(sorted({(int(major), int(minor)) for major, minor in pairs}))
 
 
