@@ -21,6 +21,7 @@ def read(source: Source, cache: StatCache) -> tuple[SourceUse, SourceFact]:
     path = _package_folder(source) if source.role == "package" else Path(source.path)
     try:
         files = tuple(_files(path, source))
+        _require_text(files, source)
         return SourceUse(path, files), _fact(path, files, cache)
     except OSError as e:
         where = str(e.filename or path)
@@ -82,11 +83,40 @@ def _in_folder(path: Path, patterns: Sequence[str]) -> set[Path]:
     if patterns:
         return {p for pattern in patterns for p in path.glob(pattern) if p.is_file()}
     found: set[Path] = set()
-    for folder, _, names in os.walk(path):
-        found.update(p for n in names if (p := Path(folder, n)).is_file())
-        if len(found) > MOST_FILES:
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [(str(path), ())]
+    seen = 0
+    while pending:
+        folder, above = pending.pop()
+        info = os.stat(folder)  # noqa: PTH116 - a folder may hold a hundred thousand files
+        here = info.st_dev, info.st_ino
+        if here in above:  # a link leads back to where it is: what is below has been listed
+            continue
+        with os.scandir(folder) as listing:
+            entries = [(entry.path, _kind(entry)) for entry in listing]
+        found.update(Path(p) for p, what in entries if what == "file")
+        pending += ((p, (*above, here)) for p, what in entries if what == "folder")
+        seen += len(entries)
+        if seen > MOST_FILES:
             raise problem(f"`{path}` has more than {MOST_FILES:,} files")
     return found
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is, links followed as a build would; nothing for one that leads nowhere or to itself."""
+    try:
+        return "file" if entry.is_file() else "folder" if entry.is_dir() else ""
+    except OSError:
+        return ""
+
+
+def _require_text(files: Sequence[Path], source: Source) -> None:
+    """Jobs are JSON, which cannot hold a name that is no UTF-8."""
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            title = f"`{source.text}` has a file whose name is not UTF-8"
+            raise problem(title, where=source.where, file=ascii(str(file)), hint="rename the file") from None
 
 
 def _missing(path: Path, source: Source) -> Problem:
