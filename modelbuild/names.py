@@ -49,7 +49,7 @@ class Names:
     def link(self, recipe: str, target: str, key: str) -> None:
         """Make a target's name link to `key`, in one step."""
         link = self.path(recipe, target)
-        link.parent.mkdir(parents=True, exist_ok=True)
+        _own_folder(link.parent)
         aside = link.parent / f".{os.urandom(8).hex()}"
         aside.symlink_to(Path("..") / self.store.name / key / "out")
         try:
@@ -64,14 +64,16 @@ class Names:
             ) from None
 
     def all(self) -> Iterator[tuple[str, str]]:
-        """Every (recipe, target) that has a link."""
+        """Every (recipe, target) that has a link of ours."""
         for folder in sorted(self.artifacts.glob("*/")):
             if folder.name != self.store.name and not folder.is_symlink():
-                yield from ((folder.name, p.name) for p in sorted(folder.iterdir()) if p.is_symlink())
+                yield from ((folder.name, p.name) for p in sorted(folder.iterdir()) if self.key(folder.name, p.name))
 
     def unlink(self, recipe: str, target: str) -> None:
-        """Remove a target's link, and its folder when it was the last."""
+        """Remove a target's link, if it is ours, and its folder when it was the last."""
         path = self.path(recipe, target)
+        if path.parent.is_symlink() or self.key(recipe, target) is None:
+            return
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             path.parent.rmdir()
@@ -84,7 +86,7 @@ class Names:
             return ()
         found = []
         for line in lines:
-            with contextlib.suppress(msgspec.MsgspecError):
+            with contextlib.suppress(ValueError, RecursionError):
                 found.append(msgspec.json.decode(line, type=Reasons))
         return tuple(found)
 
@@ -92,11 +94,19 @@ class Names:
         """Remember why a target was built; only the latest few are kept."""
         kept = (*self.reasons(recipe, target), reasons)[-KEPT_REASONS:]
         path = self._reasons_path(recipe, target)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _own_folder(path.parent)
         _write_whole(path, b"".join(msgspec.json.encode(r) + b"\n" for r in kept))
 
     def _reasons_path(self, recipe: str, target: str) -> Path:
         return self.store / "names" / recipe / f"{target}.jsonl"
+
+
+def _own_folder(folder: Path) -> None:
+    """Make the folder; a `ProblemError` where a link would lead what is written in it elsewhere."""
+    if folder.is_symlink():
+        title = "a link is in the place of a folder of ours, and is not followed"
+        raise problem(title, path=folder, leads_to=os.path.realpath(folder), hint="move it away")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_whole(path: Path, data: bytes) -> None:

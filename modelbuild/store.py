@@ -30,6 +30,8 @@ from modelbuild.record import File, Record, seal, unseal
 SETTLE_BYTES = 8 << 20
 """From this size on an artifact waits out the timestamp grain before it is hashed, to be hashed only once."""
 CACHE = "digests.sqlite"
+FOLDERS = ("tmp", "locks", "failed", "names", "pins")
+"""Of the store beside the artifacts."""
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -70,6 +72,7 @@ class Store:
         """Make the store's folders; a `ProblemError` where that is not possible."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self._refuse_links()
             probe = self.root / f".probe-{os.getpid()}-{os.urandom(4).hex()}"
             probe.touch()
             probe.unlink()
@@ -81,6 +84,14 @@ class Store:
                 hint="make the folder writable, or free some space with `modelbuild gc`",
             ) from None
         self.cache.attach(self.root / CACHE)
+
+    def _refuse_links(self) -> None:
+        """What is removed from the store's own folders must not be somebody else's."""
+        for name in FOLDERS:
+            folder = self.root / name
+            if folder.is_symlink():
+                title = "a link is in the place of a folder of the store, and is not followed"
+                raise problem(title, path=folder, leads_to=os.path.realpath(folder), hint="remove the link")
 
     def out(self, key: str) -> Path:
         """The folder of an artifact's files."""
@@ -149,6 +160,7 @@ class Store:
 
     def idle(self, waiting: lock.Waiting) -> contextlib.AbstractContextManager[None]:
         """Held by what removes artifacts: no build runs meanwhile. `waiting` is called when one has to end first."""
+        self._refuse_links()
         return lock.sole(self.root / "builds.lock", waiting)
 
     def lock_path(self, key: str) -> Path:
