@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -73,14 +73,23 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 def read(folder: Path) -> Artifact:
-    """The artifact in `folder`; a `ProblemError` when its descriptor is missing or not understood."""
+    """The artifact in `folder`; a `ProblemError` when its descriptor is missing or makes no sense."""
     try:
         text = (folder / DESCRIPTOR).read_bytes()
-        return Artifact(folder, msgspec.json.decode(text, type=Descriptor))
+        descriptor = msgspec.json.decode(text, type=Descriptor)
     except FileNotFoundError:
         raise problem(f"the artifact has no `{DESCRIPTOR}`", folder=folder) from None
-    except msgspec.MsgspecError as e:
+    except (ValueError, RecursionError) as e:  # msgspec's errors, bytes that are no UTF-8, and bottomless nesting
         raise problem(f"the artifact's `{DESCRIPTOR}` is not understood", folder=folder, cause=e) from None
+    for file in (*(c.file for c in descriptor.components.values()), *descriptor.tokenizer, *descriptor.extras):
+        if not _is_inside(file):
+            raise problem(f"the artifact's `{DESCRIPTOR}` names a file outside the artifact", folder=folder, file=file)
+    return Artifact(folder, descriptor)
+
+
+def _is_inside(file: str) -> bool:
+    path = PurePosixPath(file)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in file
 
 
 def write(folder: Path, descriptor: Descriptor) -> None:

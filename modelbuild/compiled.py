@@ -53,7 +53,7 @@ class Cache:
             return None
         try:
             kept = msgspec.msgpack.decode(body, type=Kept)
-        except msgspec.MsgspecError:
+        except (ValueError, RecursionError):
             return None
         if kept.circumstances != self.circumstances or not all(map(self._stands, kept.files.items())):
             return None

@@ -39,8 +39,13 @@ def of_file(path: Path | str) -> str:
 
 def of_tree(entries: Iterable[tuple[str, str]]) -> str:
     """The digest of a tree from its files' (relative path, digest) pairs, in whatever order they come."""
-    lines = sorted(f"{digest} {path}\n" for path, digest in entries)
+    lines = sorted(f"{digest} {_one_line(path)}\n" for path, digest in entries)
     return of_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def _one_line(path: str) -> str:
+    r"""A path whose newlines cannot be taken for the end of its line, as `sha256sum` escapes them."""
+    return path.replace("\\", "\\\\").replace("\n", "\\n") if "\n" in path or "\\" in path else path
 
 
 class StatCache:

@@ -69,6 +69,39 @@ class Done(Message, frozen=True, tag="done"):
 AnyMessage = Progress | Log | Metric | Linked | Failed | Done
 
 
+def line(message: AnyMessage) -> bytes:
+    """The message as a line of JSON. What is no UTF-8 in it, such as a file's name, is shown escaped."""
+    try:
+        return msgspec.json.encode(message) + b"\n"
+    except UnicodeEncodeError:
+        return msgspec.json.encode(printable(msgspec.to_builtins(message))) + b"\n"
+
+
+def printable(value: Any) -> Any:
+    r"""Plain data with the lone surrogates of its texts as `\udcff`: JSON cannot hold them."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {printable(k): printable(v) for k, v in value.items()}
+        case list() | tuple():
+            return [printable(v) for v in value]
+        case _:
+            return value
+
+
+def hear(data: bytes) -> AnyMessage | None:
+    """The message in a line, or None: a library that writes where it should not is no reason to fail."""
+    try:
+        message: AnyMessage = _decoder.decode(data)
+    except (ValueError, RecursionError):
+        return None
+    return message
+
+
+_decoder = msgspec.json.Decoder(AnyMessage)
+
+
 def dump(task: Job) -> bytes:
     """The job as the JSON of its file."""
     return msgspec.json.format(msgspec.json.encode(task, enc_hook=str), indent=2) + b"\n"

@@ -68,5 +68,5 @@ def unseal(data: bytes) -> Record | None:
         return None
     try:
         return msgspec.json.decode(body, type=Record)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return None

@@ -25,7 +25,7 @@ import msgspec
 from modelbuild import artifact, kind
 from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import Problem, ProblemError, from_os_error
-from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress, load
+from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress, line, load
 
 FICLONE = 0x40049409
 """`ioctl` request that makes a file share another's extents (Linux `ioctl_ficlone(2)`: btrfs, xfs, bcachefs)."""
@@ -42,7 +42,7 @@ class Talk:
     def __call__(self, message: AnyMessage) -> None:
         with self.lock:
             if self.stream is not None:
-                self.stream.write(msgspec.json.encode(message) + b"\n")
+                self.stream.write(line(message))
                 self.stream.flush()
                 return
         match message:

@@ -31,6 +31,11 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 """Set for every build: the same hash order each time, no telemetry, no progress bars but ours."""
 
 
+LONGEST_LINE = 64 << 20
+"""Bytes of a message; what is longer is no message."""
+MOST_SAID = 10_000
+"""Lines of a build's talk that its record keeps. All are told as they come."""
+
 WORKER = (sys.executable, "-P", "-m", "modelbuild.worker")
 """The command that runs the job whose file is its argument: by us with `--events`, by hand without."""
 
@@ -112,14 +117,18 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def _listen(reader: int, hear: Callable[[job.AnyMessage], None]) -> list[job.AnyMessage]:
-    decoder = msgspec.json.Decoder(job.AnyMessage)
+    """What the child says but progress, until its end of the pipe closes; how much of it is kept is bounded."""
     heard: list[job.AnyMessage] = []
+    said = 0
     with os.fdopen(reader, "rb") as lines:
-        for line in lines:
-            with contextlib.suppress(msgspec.MsgspecError):
-                message = decoder.decode(line)
-                heard.append(message) if not isinstance(message, job.Progress) else None
-                hear(message)
+        while line := lines.readline(LONGEST_LINE):
+            message = job.hear(line)
+            if message is None:
+                continue
+            said += isinstance(message, job.Log)
+            if not isinstance(message, job.Progress) and not (isinstance(message, job.Log) and said > MOST_SAID):
+                heard.append(message)
+            hear(message)
     return heard
 
 
