@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modelbuild import artifact, manifest
-from modelbuild.commands.options import complete_target, echo_json, json_option, opens_project
+from modelbuild.commands.options import complete_target, echo_json, json_option, opens_project, say
 from modelbuild.commands.show import record_of
 from modelbuild.errors import problem
 from modelbuild.names import KEY
@@ -42,8 +42,8 @@ def command(project: Project, a: str, b: str, as_json: bool) -> None:
     rows += [(n, _number(figures[0].get(n)), _number(figures[1].get(n))) for n in _names(figures)]
     rows += [(c.fact, _short(c.old), _short(c.new)) for c in changes]
     for line in amounts.table(rows):
-        click.echo(line)
-    click.echo("same content" if not differing else f"files that differ: {', '.join(differing)}")
+        say(line)
+    say("same content" if not differing else f"files that differ: {', '.join(differing)}")
 
 
 def _record(project: Project, text: str) -> Record:

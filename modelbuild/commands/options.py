@@ -12,6 +12,8 @@ import msgspec
 
 from modelbuild import project
 from modelbuild.errors import problem
+from modelbuild.report import jsonl
+from modelbuild.report.errors import safe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,6 +61,11 @@ target_argument = click.argument("pattern", metavar="TARGET", shell_complete=com
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
+def say(line: str) -> None:
+    """A line of an answer on stdout, whatever a file or a build put into it shown escaped."""
+    click.echo(safe(line))
+
+
 def echo_json(value: Any) -> None:
     """Data as JSON on stdout, indented."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    click.echo(msgspec.json.format(jsonl.text(value), indent=2))

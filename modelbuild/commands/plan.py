@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from modelbuild.commands.options import echo_json, json_option, opens_project, targets_argument
+from modelbuild.commands.options import echo_json, json_option, opens_project, say, targets_argument
 from modelbuild.decide import Decider
 from modelbuild.project import Project
 
@@ -29,8 +29,8 @@ def command(project: Project, patterns: tuple[str, ...], as_json: bool) -> None:
         )
         return
     for d in todo:
-        click.echo(f"{WORDS[d.action]:>12}  {d.target}")
+        say(f"{WORDS[d.action]:>12}  {d.target}")
         for reason in (*d.reasons, *(p.title for p in d.problems)):
-            click.echo(f"{'':14}{reason}")
+            say(f"{'':14}{reason}")
     if not todo:
-        click.echo(f"nothing to do: {len(decisions)} targets are up to date")
+        say(f"nothing to do: {len(decisions)} targets are up to date")

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from modelbuild import artifact, manifest
-from modelbuild.commands.options import echo_json, json_option, opens_project, target_argument
+from modelbuild.commands.options import echo_json, json_option, opens_project, say, target_argument
 from modelbuild.errors import ProblemError, problem
 from modelbuild.project import Project
 from modelbuild.record import Record
@@ -29,7 +29,7 @@ def command(project: Project, pattern: str, as_json: bool) -> None:
         return
     for name, record, made in shown:
         node = project.graph.nodes[name]
-        click.echo(f"{name} ({record.manifest.kind})")
+        say(f"{name} ({record.manifest.kind})")
         rows = [
             ("artifact", str(project.store.names.path(node.recipe, node.short))),
             ("key", record.key),
@@ -90,7 +90,7 @@ def _section(title: str, rows: list[tuple[str, str]]) -> None:
     if not rows:
         return
     if title:
-        click.echo(f"  {title}")
+        say(f"  {title}")
     indent = "    " if title else "  "
     for line in amounts.table([*rows]):
-        click.echo(indent + line)
+        say(indent + line)

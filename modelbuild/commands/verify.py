@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from modelbuild.commands.options import echo_json, json_option, opens_project
+from modelbuild.commands.options import echo_json, json_option, opens_project, say
 from modelbuild.project import Project
 
 
@@ -32,8 +32,8 @@ def command(project: Project, as_json: bool) -> int:
         echo_json({"artifacts": count, "damaged": damaged})
     else:
         for name, wrong in damaged.items():
-            click.echo(name)
+            say(name)
             for what in wrong:
-                click.echo(f"  {what}")
-        click.echo(f"{count} artifacts, {len(damaged)} damaged")
+                say(f"  {what}")
+        say(f"{count} artifacts, {len(damaged)} damaged")
     return 1 if damaged else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from modelbuild.commands.options import echo_json, json_option, opens_project, target_argument
+from modelbuild.commands.options import echo_json, json_option, opens_project, say, target_argument
 from modelbuild.decide import Decider, Decision
 from modelbuild.names import Reasons
 from modelbuild.project import Project
@@ -50,14 +50,14 @@ def command(project: Project, pattern: str, as_json: bool) -> None:
         )
         return
     for d, above, last in found:
-        click.echo(f"{d.target} {STATE[d.action]}")
+        say(f"{d.target} {STATE[d.action]}")
         for reason in (*d.reasons, *(p.title for p in d.problems)):
-            click.echo(f"  {reason}")
+            say(f"  {reason}")
         for upstream in above:
-            click.echo(f"  above it, {upstream.target} {STATE[upstream.action]}")
+            say(f"  above it, {upstream.target} {STATE[upstream.action]}")
             for reason in (*upstream.reasons, *(p.title for p in upstream.problems)):
-                click.echo(f"    {reason}")
+                say(f"    {reason}")
         if last is not None:
-            click.echo(f"  last {DONE.get(last.action, last.action)} {ago(last.at)}, because")
+            say(f"  last {DONE.get(last.action, last.action)} {ago(last.at)}, because")
             for reason in last.reasons:
-                click.echo(f"    {reason}")
+                say(f"    {reason}")

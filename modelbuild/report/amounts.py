@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -43,3 +44,12 @@ def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
     ]
+
+
+def parse_size(text: str) -> int:
+    """The bytes of `20GB`, `512 MiB` or `1000`; a `ValueError` for what is no size."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(?:([kKMGT]?)(i?)B?)", text.strip())
+    if not found or (found[3] and not found[2]):
+        raise ValueError(text)
+    power = " kMGT".index(found[2].replace("K", "k") or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

@@ -15,4 +15,5 @@ def report(error: Exception, arguments: list[str]) -> str:
     """What to tell a user when modelbuild itself is wrong."""
     trace = "".join(traceback.format_exception(error)).rstrip()
     machine = f"modelbuild {__version__}, Python {sys.version.split()[0]}, {platform.platform()}"
-    return f"internal error: {ISSUES}\n\n{machine}\nmodelbuild {' '.join(arguments)}\n{trace}"
+    told = f"internal error: {ISSUES}\n\n{machine}\nmodelbuild {' '.join(arguments)}\n{trace}"
+    return told.encode("utf-8", "backslashreplace").decode()

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from modelbuild import events
+from modelbuild.report.errors import safe
 from modelbuild.report.plain import Lines
 
 
@@ -46,7 +47,7 @@ class Bars:
             case events.Progressed(target, done, total, what) if target in self._bars:
                 self.progress.update(
                     self._bars[target],
-                    description=f"{escape(target)}: {escape(what)}",
+                    description=f"{escape(target)}: {escape(safe(what))}",
                     total=total,
                     completed=done,
                     share=f"{done / total:.0%}" if total else "",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from modelbuild import events
 from modelbuild.report import amounts
+from modelbuild.report.errors import safe
+
+_MARKUP = re.compile(r"[`&<>@\\*_~#\[\]()!]|:(?=//)")
 
 
 def summary(happened: Iterable[events.AnyEvent]) -> str:
@@ -34,4 +38,16 @@ def summary(happened: Iterable[events.AnyEvent]) -> str:
 
 
 def _cell(lines: tuple[str, ...]) -> str:
-    return "<br>".join(line.replace("|", "\\|") for line in lines)
+    return "<br>".join(map(_text, lines))
+
+
+def _text(line: str) -> str:
+    """A line that shows as it is: quoted names as code, else no markup, mention or image, and no end of the cell."""
+    parts = safe(line).split("`")
+    if len(parts) % 2 == 0 or "" in parts[1:-1] or "\\|" in line:  # not names in single back-ticks
+        return _plain("`".join(parts))
+    return "`".join(p.replace("|", "\\|") if i % 2 else _plain(p) for i, p in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text).replace("|", "\\|")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TextIO
 
 from modelbuild import events
 from modelbuild.report import amounts
 from modelbuild.report.color import styled
-from modelbuild.report.errors import render
+from modelbuild.report.errors import render, safe
 
 PROGRESS_STEP = 0.25
 """Outside a terminal, progress is told at each quarter."""
@@ -29,20 +30,20 @@ class Lines:
         name = styled(event.target, "bold", self.color)
         match event:
             case events.Started(_, kind, reasons):
-                because = "".join(f"\n    because {reason}" for reason in reasons)
+                because = _because(reasons)
                 return [f"{self._mark('build', 'blue')} {name} ({kind}){because}"]
             case events.Waiting(_, what):
-                return [f"{self._mark('wait', 'yellow')} {name}: {what}"]
+                return [f"{self._mark('wait', 'yellow')} {name}: {safe(what)}"]
             case events.Progressed(_, done, total, what):
                 return self._step(event.target, done, total, what) if self.progress else []
             case events.Said(_, text):
-                return [f"    {text}"]
+                return [f"    {_said(line)}" for line in text.splitlines() or [""]]
             case events.Built(_, _, _, size, wall_s, _, changed):
                 same = "" if changed else ", same output as before: what depends on it stands"
                 figures = f"{amounts.seconds(wall_s)}, {amounts.size(size)}{same}"
                 return [f"{self._mark('done', 'green')} {name} ({figures})"]
             case events.Restored(_, _, reasons):
-                because = "".join(f"\n    because {reason}" for reason in reasons)
+                because = _because(reasons)
                 return [f"{self._mark('restore', 'green')} {name} (made before){because}"]
             case events.Failed(_, problems):
                 return [f"{self._mark('failed', 'red')} {name}", render(problems, self.color)]
@@ -62,4 +63,14 @@ class Lines:
         if share >= 1 and last == 0.0:
             return []
         self._told[target, what] = share
-        return [f"    {what}: {share:.0%}"]
+        return [f"    {_said(what)}: {share:.0%}"]
+
+
+def _because(reasons: Sequence[str]) -> str:
+    return "".join(f"\n    because {safe(reason)}" for reason in reasons)
+
+
+def _said(line: str) -> str:
+    """A line that a build said, made safe to print: GitHub obeys lines that start with `::` or hold `##[`."""
+    shown = safe(line).replace("##[", r"#\x23[")
+    return shown.replace("::", r"\x3a:", 1) if shown.lstrip().startswith("::") else shown
