@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "diff": "Compare two artifacts: how they were made and what came out.",
     "graph": "Draw the targets as Mermaid or DOT.",
     "clean": "Remove targets' artifacts.",
+    "pin": "Keep artifacts through every gc.",
     "gc": "Remove artifacts that no recipe names any more.",
     "verify": "Read every artifact back and compare it with its record.",
     "serve": "Start a Triton server of a target on this machine.",
@@ -113,9 +114,9 @@ def _usage_problem(error: click.ClickException) -> Problem:
 def _tell(problems: tuple[Problem, ...], as_json: bool) -> None:
     """Problems as text on stderr, or as JSON on stdout where JSON was asked for."""
     if as_json:
-        import msgspec
+        from modelbuild.report import jsonl
 
-        click.echo(msgspec.json.encode({"problems": problems}).decode())
+        click.echo(jsonl.text({"problems": problems}))
         return
     from modelbuild.report.color import wanted
     from modelbuild.report.errors import render

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -32,17 +33,37 @@ def unneeded(store: Store, keep: Collection[str], keep_days: float) -> list[str]
     return found
 
 
+def beyond(store: Store, unneeded: Collection[str], budget: int) -> tuple[list[str], int]:
+    """Which of the `unneeded` keys must go for the store to fit in `budget` bytes, oldest first; what it takes then.
+
+    Damaged ones go whether or not. Files that several artifacts link to count once, and are freed with the last.
+    """
+    records = {key: store.record(key) for key in unneeded}
+    files = {key: {(i.st_dev, i.st_ino): i for i in _files(store.root / key)} for key in store.all_keys()}
+    links = Counter(file for inside in files.values() for file in inside)
+    total = sum(info.st_size for info in {f: i for inside in files.values() for f, i in inside.items()}.values())
+    gone = []
+    for key in sorted(unneeded, key=lambda k: r.built_at if (r := records[k]) else 0.0):
+        if records[key] is not None and total <= budget:
+            continue
+        gone.append(key)
+        links.subtract(files[key].keys())
+        total -= sum(info.st_size for file, info in files[key].items() if not links[file])
+    return gone, total
+
+
 def leftovers(store: Store) -> Iterator[Path]:
     """What builds that died left behind. Only to be asked while no build runs."""
     for folder in ("tmp", "locks", "failed"):
         with contextlib.suppress(FileNotFoundError):
             yield from sorted((store.root / folder).iterdir())
-    yield from sorted((*store.root.glob(".*"), *store.root.glob("names/*/.*")))
+    yield from sorted((*store.root.glob(".*"), *store.root.glob("names/*/.*"), *store.root.glob("pins/.*")))
 
 
 def sweep(store: Store, paths: Collection[Path], *, dry_run: bool) -> list[Swept]:
     """Remove `paths` of the store unless it is a dry run; what each frees."""
-    swept = [Swept(str(path.relative_to(store.root)), _freed(path)) for path in paths]
+    sizes = list(_freed(paths))
+    swept = [Swept(str(path.relative_to(store.root)), size) for path, size in zip(paths, sizes, strict=True)]
     if not dry_run:
         for path in paths:
             if path.is_dir() and KEY.fullmatch(path.name):
@@ -52,16 +73,26 @@ def sweep(store: Store, paths: Collection[Path], *, dry_run: bool) -> list[Swept
     return swept
 
 
-def _freed(path: Path) -> int:
-    """Bytes on disk that nothing else links to."""
-    if not path.is_dir():
-        return path.lstat().st_size
-    total = 0
+def _freed(paths: Iterable[Path]) -> Iterator[int]:
+    """Bytes on disk that come free when one path after the other goes: a file's with the last link to it."""
+    left: dict[tuple[int, int], int] = {}
+    for path in paths:
+        total = 0
+        for info in _files(path):
+            file = info.st_dev, info.st_ino
+            left[file] = left.get(file, info.st_nlink) - 1
+            total += info.st_size if not left[file] else 0
+        yield total
+
+
+def _files(path: Path) -> Iterator[os.stat_result]:
+    """The stat of each file below `path`, or of `path` itself."""
+    if path.is_symlink() or not path.is_dir():
+        yield path.lstat()
+        return
     for folder, _, names in os.walk(path):
         for name in names:
-            info = os.lstat(os.path.join(folder, name))  # noqa: PTH118 - many files
-            total += info.st_size if info.st_nlink == 1 else 0
-    return total
+            yield os.lstat(os.path.join(folder, name))  # noqa: PTH118 - many files
 
 
 def _remove(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from modelbuild import sweep
+from modelbuild import pins, sweep
 from modelbuild.commands.options import echo_json, json_option, opens_project, targets_argument
 from modelbuild.project import Project
 from modelbuild.report.amounts import size
@@ -18,7 +18,7 @@ from modelbuild.report.amounts import size
 def command(project: Project, patterns: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Remove the artifacts of the TARGETs (default: all), so that the next build makes them anew.
 
-    An artifact that another target links to stays. Waits for running builds.
+    An artifact that another target links to, or that is pinned, stays. Waits for running builds.
     """
     store = project.store
     names = project.select(patterns) if patterns else tuple(project.graph.nodes)
@@ -29,7 +29,7 @@ def command(project: Project, patterns: tuple[str, ...], dry_run: bool, as_json:
     with store.idle(lambda: click.echo("waiting for running builds to end", err=True)):
         cleaned = {(n.recipe, n.short) for n in nodes}
         others = {store.names.key(*name) for name in store.names.all() if name not in cleaned}
-        keys = {store.names.key(*name) for name in cleaned} - others - {None}
+        keys = {store.names.key(*name) for name in cleaned} - others - {p.key for p in pins.every(store)} - {None}
         paths = [store.root / key for key in sorted(k for k in keys if k) if (store.root / key).is_dir()]
         swept = sweep.sweep(store, paths, dry_run=dry_run)
         if not dry_run:
