@@ -25,8 +25,8 @@ USUAL = ("tritonserver", "/opt/tritonserver/bin/tritonserver")
 LOOPBACK = "127.0.0.1"
 PR_SET_PDEATHSIG = 1
 """`prctl(2)`: a signal to get when the parent dies."""
-CAUSES = re.compile(r"failed to load|UNAVAILABLE|rror: |error:|Invalid argument|Internal|refused")
-NOISE = re.compile(r"^\s*\||^[IWE]\d{4} [\d:.]+ \d+ \S+\] ?")
+ERROR = re.compile(r'^E\d{4} [\d:.]+ \d+ \S+\] "?(?!CudaDriverHelper)(.*?)"?$|^error: (.*)$')
+"""A line of the server's log that tells an error: glog's level E, or the last word before it ends."""
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -136,8 +136,8 @@ def causes(log: Path | None) -> str:
     if log is None or not log.is_file():
         return "see what it said"
     lines = log.read_text(errors="replace").splitlines()
-    found = [NOISE.sub("", line).strip(' |"') for line in lines if CAUSES.search(line)]
-    return "; ".join(dict.fromkeys(line[:300] for line in found[:3])) or "it gave none"
+    found = [(m[1] or m[2])[:300] for line in lines if (m := ERROR.match(line))]
+    return "; ".join(list(dict.fromkeys(found))[:3]) or "it gave none"
 
 
 def stop(server: subprocess.Popen[str]) -> None:

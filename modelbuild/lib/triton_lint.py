@@ -29,20 +29,25 @@ def problems(repository: Path, release: str) -> Iterator[Problem]:
     if not models:
         yield Problem("the model repository has no models", facts=(("folder", str(repository)),))
     for folder in models:
+        for found in _of_model(folder, release):
+            yield found.replacing(facts=(("model", folder.name),))
+
+
+def _of_model(folder: Path, release: str) -> Iterator[Problem]:
+    try:
+        config = triton_schema.parse((folder / CONFIG).read_text(encoding="utf-8"))
+        triton_schema.require_known(config, release)
+    except FileNotFoundError:
+        yield Problem(f"the model has no `{CONFIG}`")
+        return
+    except ProblemError as e:
+        yield from e.problems
+        return
+    for rule in RULES:
         try:
-            config = triton_schema.parse((folder / CONFIG).read_text(encoding="utf-8"), f"{folder.name}/{CONFIG}")
-            triton_schema.require_known(config, release)
-        except FileNotFoundError:
-            yield Problem(f"the model `{folder.name}` has no `{CONFIG}`")
-            continue
+            rule(config, folder)
         except ProblemError as e:
             yield from e.problems
-            continue
-        for rule in RULES:
-            try:
-                rule(config, folder)
-            except ProblemError as e:
-                yield from (p.replacing(facts=(("model", folder.name),)) for p in e.problems)
 
 
 def _name(config: Any, folder: Path) -> None:

@@ -16,6 +16,8 @@ from modelbuild.lib.triton_serving import answers, embeddings, entities, labels,
 MAX_ANSWER_LENGTH = 15
 MAX_STRIDE = 128
 """transformers' defaults of question answering, up to its version 4: tokens of an answer, overlap of windows."""
+MOST_SPECIAL = 4
+"""Tokens that are added to a pair of texts at most (RoBERTa's; BERT adds 3)."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -231,7 +233,7 @@ def _of_entities(graph: Component, own: Mapping[str, Any], wanted: Wanted, found
 def _of_answers(graph: Component, own: Mapping[str, Any], wanted: Wanted, found: Mapping[str, Any]) -> dict[str, Any]:
     limit = found["max_length"]
     stride = min(limit // 2, MAX_STRIDE) if wanted.stride is None else wanted.stride
-    if stride >= limit:
+    if stride > limit - MOST_SPECIAL - 4:
         raise problem(f"`stride: {stride}` leaves no room for text", max_length=limit)
     return {"stride": stride, "max_answer_length": wanted.max_answer_length or MAX_ANSWER_LENGTH}
 

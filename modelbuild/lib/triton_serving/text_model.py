@@ -22,11 +22,12 @@ except ImportError:  # outside of the server
 class TextModel:
     """Triton's `TritonPythonModel`: business logic scripting over `<name>_model`, which runs the graph."""
 
+    folder = Path(__file__).parent.parent
+
     def initialize(self, args: dict[str, str]) -> None:
-        folder = Path(__file__).parent.parent
-        self.settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        self.settings = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
         self.task = TASKS[self.settings["task"]]
-        self.tokenizer = Tokenizer(folder, self.settings)
+        self.tokenizer = Tokenizer(self.folder, self.settings)
         self.outputs = [o.name for o in (*self.task.outputs(self.settings), *COUNTED)]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -42,6 +42,8 @@ class Tokenizer:
         self.settings = settings
         self.stride = settings.get("stride")
         if self.stride is not None:
+            self.plain = Rust.from_file(str(folder / FILE))
+            self.plain.no_padding()
             self.rust.enable_truncation(settings["max_length"], stride=self.stride, strategy="only_second")
         elif settings["max_length"] is not None:
             self.rust.enable_truncation(settings["max_length"], strategy="longest_first")
@@ -49,21 +51,34 @@ class Tokenizer:
     def __call__(self, columns: Sequence[Sequence[str]]) -> Tokens:
         """Encode one or two columns of texts, all together.
 
-        With a `stride` (pairs only) what does not fit becomes further rows, which overlap by so many tokens, and
-        nothing is cut; without, it is cut and said so.
+        With a `stride` (pairs only) what does not fit of the second text becomes further rows, which overlap by so
+        many tokens, and only a first text that leaves it no room is cut. Without, what does not fit is cut.
         """
         if self.settings.get("lowercase"):
             columns = [[text.lower() for text in column] for column in columns]
+        shortened = [False] * len(columns[0])
+        if self.stride is not None:
+            questions, shortened = self._shortened(columns[0])
+            columns = [questions, *columns[1:]]
         encoded = self.rust.encode_batch(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
         rows, of = [], []
         for i, first in enumerate(encoded):
             windows = [first, *first.overflowing] if self.stride is not None else [first]
             rows += windows
             of += [i] * len(windows)
-        cut = [self.stride is None and bool(e.overflowing) for e in encoded]
+        cut = shortened if self.stride is not None else [bool(e.overflowing) for e in encoded]
         counts = np.zeros(len(encoded), np.int32)
         np.add.at(counts, of, [len(row.ids) for row in rows])
         return Tokens(rows, np.asarray(of, np.int64), np.asarray(cut, np.bool_), counts)
+
+    def _shortened(self, texts: Sequence[str]) -> tuple[list[str], list[bool]]:
+        """The texts cut so that windows of the other text still move on, and which were cut."""
+        room = self.settings["max_length"] - self.rust.num_special_tokens_to_add(True) - self.stride - 2
+        self.plain.enable_truncation(max(room, 1))
+        encoded = self.plain.encode_batch(list(texts), add_special_tokens=False)
+        cut = [bool(e.overflowing) for e in encoded]
+        ends = [e.offsets[-1][1] if e.offsets else 0 for e in encoded]
+        return [t[:end] if c else t for t, end, c in zip(texts, ends, cut, strict=True)], cut
 
     def length(self, longest: int) -> int:
         """Tokens that a batch is padded to: the graph's fixed length, else the least bucket that fits, else longest."""
