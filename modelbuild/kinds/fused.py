@@ -19,8 +19,11 @@ targets:
   from_file: {kind: fused, from: adopted, model_type: bert, heads: 12, hidden_size: 384}
 ```
 
-Graphs from transformers 5 fuse when they were exported with `attn_implementation: eager` by the TorchScript exporter;
-ONNX Runtime's patterns find no attention in SDPA or dynamo graphs.
+ONNX Runtime's own patterns come first; they fuse attention whole, projections included, in BERT and its kin. Where
+they find none (GPT-2, Llama, T5, ViT, ModernBERT, ... as transformers 5 writes them, and all that `dynamo` exported)
+the core of each attention becomes one MultiHeadAttention. Both need `attn_implementation: eager`, as `onnx` exports it.
+What fuses in which architecture is in [a table](../../measurements/fusion.md). A model of several graphs has each of
+them fused.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem, suggestion
 from modelbuild.kind import Context, Ref, SpecError
 
-VERSION = 1
+VERSION = 2
 TOOLS = {"onnx": "cpu", "onnxruntime": "cpu", "numpy": "cpu"}
 HARDWARE = ()
 RESOURCES = ()
@@ -98,48 +101,71 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
 
 
 def build(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import fusion, onnx_files, residuals
+    from modelbuild.lib import onnx_files
 
     source = ctx.input()
+    components = source.descriptor.components
     if source.descriptor.format != "onnx":
         raise problem(
             "`fused` needs an ONNX model", format=source.descriptor.format, hint="put a target of kind `onnx` between"
         )
-    path = source.model_path
-    _require_unfused(onnx_files.load(path, weights=False))
-    ctx.progress(0, 4, "simplify")
-    plain = fusion.simplified(path, ctx.scratch, level=spec.opt_level, provider=spec.provider)
-    before, present = fusion.count(plain), fusion.attentions(plain)
-    ctx.progress(1, 4, "fuse")
-    model = fusion.fuse(plain, _patterns(spec, source, plain))
-    gained = Counter({op: n for op, n in (fusion.count(model) - before).items() if n > 0})
-    _require_fused(spec, gained, present)
-    constants = {t.name for t in model.graph.initializer}
-    apart = residuals.keep_apart(model.graph.node, constants) if spec.provider == "cpu" else 0
-    onnx_files.clean(model)
-    _drop_unused_domains(model)
-    ctx.progress(2, 4, "save")
-    onnx_files.save(model, ctx.out / onnx_files.MODEL)
-    component = onnx_files.component(model)
-    _require_inputs(source, component)
-    ops = onnx_files.operators(model)
-    del plain, model
-    ctx.progress(3, 4, "compare")
-    difference = _compare(spec, source, ctx)
-    ctx.progress(4, 4, "compare")
+    for part in components.values():
+        _require_unfused(onnx_files.load(source.path / part.file, weights=False))
+    made = {name: _fuse(spec, source, name, ctx) for name in components}
+    gained = sum((m.gained for m in made.values()), Counter[str]())
+    _require_fused(spec, gained, sum(m.attentions for m in made.values()))
+    nodes, apart = sum(m.nodes for m in made.values()), sum(m.apart for m in made.values())
+    difference = max(_compare(spec, source, name, ctx) for name in components)
+    ctx.progress(1, 1, "compare")
     told = ", ".join(f"{n} {op}" for op, n in sorted(gained.items()))
-    ctx.log(f"fused {told}; {sum(ops.values())} nodes" + (f"; {apart} residuals kept apart for CPU" if apart else ""))
+    ctx.log(f"fused {told}; {nodes} nodes" + (f"; {apart} residuals kept apart for CPU" if apart else ""))
     ctx.log(f"differs from its input by at most {difference:.1e} (tolerance {spec.tolerance:g})")
     for name in (*source.descriptor.tokenizer, *source.descriptor.extras):
         ctx.link(source.path / name, ctx.out / name)
     ctx.describe(
         msgspec.structs.replace(
             source.descriptor,
-            components={next(iter(source.descriptor.components)): component},
+            components={name: m.component for name, m in made.items()},
             settings={**source.descriptor.settings, "fused": dict(sorted(gained.items())), "provider": spec.provider},
-            metrics={**source.descriptor.metrics, "nodes": float(sum(ops.values()))},
+            metrics={**source.descriptor.metrics, "nodes": float(nodes)},
         )
     )
+
+
+class _Fused(msgspec.Struct, frozen=True):
+    """A fused graph that has been written: what was gained, the attentions it computes, its nodes, and how many
+    residuals were kept apart."""
+
+    component: Component
+    gained: Counter[str]
+    attentions: int
+    nodes: int
+    apart: int
+
+
+def _fuse(spec: Spec, source: Artifact, name: str, ctx: Context) -> _Fused:
+    """Fuse one graph of the model and write it."""
+    from modelbuild.lib import attention_core, fusion, onnx_files, residuals
+
+    part = source.descriptor.components[name]
+    ctx.progress(0, 3, f"simplify the {name}")
+    plain = fusion.simplified(source.path / part.file, ctx.scratch, level=spec.opt_level, provider=spec.provider)
+    before, present = fusion.count(plain), fusion.attentions(plain)
+    ctx.progress(1, 3, f"fuse the {name}")
+    patterns = _patterns(spec, source, plain)
+    model = fusion.fuse(plain, patterns)
+    if "attention" not in spec.disable:
+        attention_core.fuse(model, patterns.heads)
+    gained = Counter({op: n for op, n in (fusion.count(model) - before).items() if n > 0})
+    constants = {t.name for t in model.graph.initializer}
+    apart = residuals.keep_apart(model.graph.node, constants) if spec.provider == "cpu" else 0
+    onnx_files.clean(model)
+    _drop_unused_domains(model)
+    ctx.progress(2, 3, f"save the {name}")
+    onnx_files.save(model, ctx.out / part.file)
+    component = onnx_files.component(model, part.file)
+    _require_inputs(part, component)
+    return _Fused(component, gained, present, sum(onnx_files.operators(model).values()), apart)
 
 
 def _require_unfused(model: Any) -> None:
@@ -159,7 +185,7 @@ def _patterns(spec: Spec, source: Artifact, model: Any) -> Any:
     from modelbuild.lib import fusion
 
     said = source.descriptor.settings.get("model_type", "bert") if spec.model_type == "auto" else spec.model_type
-    family = fusion.ORT_TYPES.get(said)
+    family = fusion.ORT_TYPES.get(said, fusion.GENERAL if spec.model_type == "auto" else None)
     if family is None:
         known = sorted(fusion.ORT_TYPES)
         raise problem(
@@ -188,9 +214,14 @@ def _configured_heads(descriptor: Descriptor, source: Artifact) -> tuple[int, in
     if "config.json" not in descriptor.extras:
         return 0, 0
     config = json.loads((source.path / "config.json").read_text("utf-8"))
-    heads = config.get("num_attention_heads") or config.get("n_head") or config.get("n_heads") or 0
-    width = config.get("hidden_size") or config.get("n_embd") or config.get("dim") or config.get("d_model") or 0
-    return (int(heads), int(width)) if heads and width else (0, 0)
+    heads, width = (
+        next((int(config[name]) for name in names if config.get(name)), 0)
+        for names in (
+            ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
+            ("hidden_size", "n_embd", "dim", "d_model"),
+        )
+    )
+    return (heads, width) if heads and width else (0, 0)
 
 
 def _require_fused(spec: Spec, gained: Counter[str], present: int) -> None:
@@ -210,10 +241,10 @@ def _require_fused(spec: Spec, gained: Counter[str], present: int) -> None:
         )
 
 
-def _require_inputs(source: Artifact, fused: Component) -> None:
+def _require_inputs(source: Component, fused: Component) -> None:
     """A `ProblemError` when a pattern took an input away: the image patterns know no attention mask."""
     kept = {t.name for t in fused.inputs}
-    lost = [t.name for t in source.descriptor.model().inputs if t.name not in kept]
+    lost = [t.name for t in source.inputs if t.name not in kept]
     if lost:
         raise problem(f"the fused model has lost the input `{lost[0]}`", hint="check `model_type`")
 
@@ -226,16 +257,14 @@ def _drop_unused_domains(model: Any) -> None:
     model.opset_import.extend(kept)
 
 
-def _compare(spec: Spec, source: Artifact, ctx: Context) -> float:
+def _compare(spec: Spec, source: Artifact, name: str, ctx: Context) -> float:
     """The largest relative difference to the input graph; a `ProblemError` when it is above the tolerance."""
-    from modelbuild.lib import agreement, onnx_files, sessions
+    from modelbuild.lib import agreement, sessions
 
-    reference = sessions.open_session(source.model_path, threads=1, config={"session.disable_prepacking": "1"})
-    fused = sessions.open_session(
-        ctx.out / onnx_files.MODEL, threads=1, config={"session.disable_prepacking": "1"}
-    )  # fmt: skip
-    inputs = source.descriptor.model().inputs
-    worst = agreement.largest_difference(reference, fused, inputs, pad_left=not spec.mask_index)
+    part, plain = source.descriptor.components[name], {"session.disable_prepacking": "1"}
+    reference = sessions.open_session(source.path / part.file, threads=1, config=plain)
+    fused = sessions.open_session(ctx.out / part.file, threads=1, config=plain)
+    worst = agreement.largest_difference(reference, fused, part.inputs, pad_left=not spec.mask_index)
     if worst.relative > spec.tolerance:
         raise problem(
             "the fused model does not compute what its input does",

@@ -42,7 +42,7 @@ def cases(inputs: Sequence[Tensor], *, pad_left: bool = True) -> Iterator[tuple[
 def _sizes(inputs: Sequence[Tensor], batch: int, length: int) -> Mapping[str, int]:
     """A size for each symbolic dimension: `batch` for those that come first somewhere, `length` for the others."""
     first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], str)}
-    named = {d for t in inputs for d in t.shape if isinstance(d, str)}
+    named = {part for t in inputs for d in t.shape if isinstance(d, str) for part in d.split(" + ")}
     return {d: batch if d in first else length for d in named}
 
 

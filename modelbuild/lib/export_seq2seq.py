@@ -57,7 +57,7 @@ def graphs(torch: Any, model: Any, use_cache: bool, speech: bool) -> list[Graph]
     grown = [Port(n, {0: "batch", 2: TOTAL}) for n in cache_names("present", count, "decoder.")]
     return [
         Graph(
-            "encoder", wrapped(torch, model, _cross(model, speech)), sources, tuple(cross),
+            "encoder", wrapped(torch, model, _cross(model, speech, sample.sizes)), sources, tuple(cross),
             sample.source, tuple(Case(r.name, r.source, r.cross) for r in runs),
         ),
         Graph(
@@ -83,6 +83,11 @@ class _Run:
         self.own = [t.numpy() for t in flat(result.past_key_values.self_attention_cache)]
         self.cross = [t.numpy() for t in flat(result.past_key_values.cross_attention_cache)]
         self.new_logits = self.logits[:, past:]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Heads of the cross attention, and the size of each."""
+        return self.cross[0].shape[1], self.cross[0].shape[3]
 
     @property
     def cached(self) -> dict[str, Any]:
@@ -131,19 +136,36 @@ def _encode(model: Any, source: tuple[Any, ...]) -> Any:
     return model.get_encoder()(**dict(zip(names, source, strict=True)), return_dict=True).last_hidden_state
 
 
-def _cross(model: Any, speech: bool) -> Any:
-    """The cross attention caches its keys and values: one made-up token makes it do so, and is traced away."""
+def _cross(model: Any, speech: bool, sizes: tuple[int, int]) -> Any:
+    """The encoder, and the keys and values that the decoder makes of its result, [batch, heads, source, size].
+
+    The decoder is run on one made-up token, and what its linear layers give for the encoder's result is kept: the rest
+    is traced away. (Read from the cache they would depend on the decoder's other layers, by the shapes Whisper asks.)
+    """
     caches = lean_torch.import_caches()
+    import torch
+
+    heads, size = sizes
 
     def forward(*source: Any) -> tuple[Any, ...]:
         hidden = _encode(model, source)
+        projected: list[Any] = []
+
+        def keep(_: Any, given: tuple[Any, ...], result: Any) -> None:
+            if given and given[0] is hidden:
+                projected.append(result.view(hidden.shape[0], hidden.shape[1], heads, size).transpose(1, 2))
+
+        decoder = model.get_decoder()
+        hooks = [m.register_forward_hook(keep) for m in decoder.modules() if isinstance(m, torch.nn.Linear)]
         cache = caches.EncoderDecoderCache(caches.DynamicCache(), caches.DynamicCache())
         mask = {} if speech else {"encoder_attention_mask": source[1]}
-        start = hidden[:, :1, 0].long()
-        model.get_decoder()(
-            input_ids=start * 0, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True, **mask
-        )
-        return tuple(flat(cache.cross_attention_cache))
+        start = torch.zeros(hidden.shape[0], 1, dtype=torch.long)
+        try:
+            decoder(input_ids=start, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True, **mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(projected)
 
     return forward
 

@@ -25,13 +25,15 @@ ORT_TYPES: Mapping[str, str] = {
     ),
     **dict.fromkeys(("vit", "beit", "dinov2"), "vit"),
     **dict.fromkeys(("gpt2", "gpt_neo", "gptj"), "gpt2"),
-    **dict.fromkeys(("bart", "mbart", "whisper", "marian"), "bart"),
+    **dict.fromkeys(("bart", "mbart", "marian"), "bart"),
     **dict.fromkeys(("t5", "mt5", "longt5"), "t5"),
     **dict.fromkeys(("clip", "clip_text_model"), "clip"),
     **{name: name for name in ("gpt_neox", "phi", "qwen3", "swin", "conformer")},
     **{name: name for name in ("unet", "vae", "tnlr", "sam2", "mmdit")},
 }  # fmt: skip
 """transformers' `model_type` -> the family whose patterns ONNX Runtime's optimizer looks for."""
+GENERAL = "bert"
+"""The family for all others: its layer norms and GELUs are every family's, and its attention matches no other's."""
 
 ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "PackedMultiHeadAttention")
 FUSED = (
@@ -167,30 +169,30 @@ def detect_heads(model: Any) -> tuple[int, int]:
     Exporters write its shape as a constant or as a Concat of constants and sizes: [.., heads, size], where heads may
     be -1 and then follows from the width of what is reshaped. The most frequent pair wins.
     """
-    from onnx import numpy_helper
-
     constants = {t.name: t for t in model.graph.initializer}
     made = {o: n for n in model.graph.node for o in n.output}
-    found: Counter[tuple[int, int]] = Counter()
-    for node in model.graph.node:
-        if node.op_type != "Reshape":
-            continue
-        shape = made.get(node.input[1])
-        if node.input[1] in constants:
-            dims = numpy_helper.to_array(constants[node.input[1]]).tolist()
-        elif shape is not None and shape.op_type == "Concat":
-            dims = [_single(constants.get(name)) for name in shape.input]
-        else:
-            continue
-        if len(dims) != 4 or dims[3] <= 1 or (dims[0] > 0 and dims[1] > 0):
-            continue
-        width = _width(node.input[0], constants, made)
-        heads = width // dims[3] if dims[2] in (0, -1) else dims[2]
-        if heads > 1:
-            found[(heads, heads * dims[3])] += 1
-    if not found:
-        return 0, 0
-    return max(found, key=lambda pair: (found[pair], pair))
+    found = Counter(pair for node in model.graph.node if (pair := heads_of(node, constants, made)))
+    return max(found, key=lambda pair: (found[pair], pair)) if found else (0, 0)
+
+
+def heads_of(node: Any, constants: Mapping[str, Any], made: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(heads, hidden size) where the node is a Reshape that splits the last axis into heads, else None."""
+    from onnx import numpy_helper
+
+    if node.op_type != "Reshape":
+        return None
+    shape = made.get(node.input[1])
+    if node.input[1] in constants:
+        dims = numpy_helper.to_array(constants[node.input[1]]).tolist()
+    elif shape is not None and shape.op_type == "Concat":
+        dims = [_single(constants.get(name)) for name in shape.input]
+    else:
+        return None
+    if len(dims) != 4 or dims[3] <= 1 or (dims[0] > 0 and dims[1] > 0):
+        return None
+    width = _width(node.input[0], constants, made)
+    heads = width // dims[3] if dims[2] in (0, -1) else dims[2]
+    return (heads, heads * dims[3]) if heads > 1 else None
 
 
 def _single(tensor: Any) -> int:

@@ -113,7 +113,7 @@ def _one_line(text: str) -> str:
 
 
 def random_inputs(inputs: Sequence[Tensor], sizes: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
-    """Arrays for `inputs`, symbolic dimensions sized by `sizes` (2 where not named).
+    """Arrays for `inputs`, symbolic dimensions sized by `sizes` (2 where not named; `a + b` is the sum of the two).
 
     Integers are 1 in `*mask*`, 0 in `token_type_ids`, consecutive in `position_ids`, else small (0..9); floats are
     normal. A `ProblemError` for a dtype that cannot be made up (strings).
@@ -123,7 +123,7 @@ def random_inputs(inputs: Sequence[Tensor], sizes: Mapping[str, int], seed: int 
     random = np.random.default_rng(seed)
     made: dict[str, Any] = {}
     for tensor in inputs:
-        shape = tuple(d if isinstance(d, int) else sizes.get(d, 2) for d in tensor.shape)
+        shape = tuple(d if isinstance(d, int) else _size(d, sizes) for d in tensor.shape)
         if tensor.dtype in ("string", "object"):
             raise problem(f"cannot make up values for the input `{tensor.name}`", dtype=tensor.dtype)
         kind = np.dtype(tensor.dtype).kind
@@ -139,3 +139,8 @@ def random_inputs(inputs: Sequence[Tensor], sizes: Mapping[str, int], seed: int 
             values = random.integers(0, 10, shape)
         made[tensor.name] = np.ascontiguousarray(values, dtype=tensor.dtype)
     return made
+
+
+def _size(dim: str, sizes: Mapping[str, int]) -> int:
+    """A symbolic dimension's size: its own, else the sum of its parts' (`past_sequence + sequence`)."""
+    return sizes[dim] if dim in sizes else sum(sizes.get(part, 2) for part in dim.split(" + "))

@@ -62,6 +62,36 @@ def tiny_onnx(
 
 
 @pytest.fixture(scope="session")
+def folder_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The folder of a tiny checkpoint of a model type for a task."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(model_type: str, task: str) -> Path:
+        if (model_type, task) not in made:
+            place = tmp_path_factory.mktemp(f"{model_type}-{task}") / model_type
+            made[model_type, task] = models.write_model(place, model_type, task=task)
+        return made[model_type, task]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint_for(
+    folder_for: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Artifact]:
+    """The checkpoint artifact of a tiny model of a type for a task."""
+    made: dict[tuple[str, str], Artifact] = {}
+
+    def make(model_type: str, task: str) -> Artifact:
+        if (model_type, task) not in made:
+            place = tmp_path_factory.mktemp(f"checkpoint-{model_type}-{task}")
+            made[model_type, task] = run_kind("checkpoint", place, {}, sources={"path": folder_for(model_type, task)})
+        return made[model_type, task]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tokenizer_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An artifact with a tokenizer and a model's settings, made without torch: for kinds that need no weights."""
     from modelbuild import artifact

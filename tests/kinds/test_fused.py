@@ -124,8 +124,18 @@ class TestFusing:
 @pytest.mark.torch
 class TestRefusing:
     def test_attention_that_is_not_found(self, tiny_onnx: Make, tmp_path: Path) -> None:
-        told = refusal(tmp_path, tiny_onnx("mpnet"))
-        assert told.title == "2 of 2 attentions could not be fused"
+        """The keys of one layer pass through operators of no known attention."""
+        model = onnx.load(tiny_onnx("bert").model_path)
+        scores = next(n for n in model.graph.node if n.op_type == "MatMul" and "self/MatMul" in n.name)
+        place = list(model.graph.node).index(scores)
+        for i, name in enumerate(("back", "forth")):
+            model.graph.node.insert(place + i, onnx.helper.make_node("Neg", [scores.input[1]], [name], name=name))
+            scores = model.graph.node[place + i + 1]
+            scores.input[1] = name
+        onnx.save(model, tmp_path / "odd.onnx")
+        source = run_kind("onnx", tmp_path / "onnx", {}, sources={"path": tmp_path / "odd.onnx"})
+        told = refusal(tmp_path / "fused", source, model_type="bert")
+        assert told.title == "1 of 2 attentions could not be fused"
         assert told.hint is not None
         assert "attn_implementation: eager" in told.hint
 

@@ -13,7 +13,7 @@ import pytest
 from modelbuild import artifact
 from modelbuild.artifact import Artifact, Descriptor, Tensor
 from modelbuild.errors import Problem, ProblemError
-from modelbuild.lib import sessions
+from modelbuild.lib import onnx_files, sessions
 from tests import models
 from tests.kinds import greedy
 from tests.kinds.run import Heard, run_kind
@@ -28,33 +28,6 @@ TEXT_TASKS = {
     "question-answering": ("AutoModelForQuestionAnswering", {"start_logits": (B, S), "end_logits": (B, S)}),
     "fill-mask": ("AutoModelForMaskedLM", {"logits": (B, S, models.VOCAB_SIZE)}),
 }
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The folder of a tiny checkpoint of a model type for a task."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def make(model_type: str, task: str) -> Path:
-        if (model_type, task) not in made:
-            place = tmp_path_factory.mktemp(f"{model_type}-{task}") / model_type
-            made[model_type, task] = models.write_model(place, model_type, task=task)
-        return made[model_type, task]
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def checkpoint(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[tuple[str, str], Artifact] = {}
-
-    def make(model_type: str, task: str) -> Artifact:
-        if (model_type, task) not in made:
-            place = tmp_path_factory.mktemp(f"checkpoint-{model_type}-{task}")
-            made[model_type, task] = run_kind("checkpoint", place, {}, sources={"path": folder(model_type, task)})
-        return made[model_type, task]
-
-    return make
 
 
 def export(place: Path, source: Artifact, **options: Any) -> Artifact:
@@ -96,16 +69,16 @@ class TestTexts:
     @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "modernbert"])
     @pytest.mark.parametrize("task", TEXT_TASKS)
     def test_equal_the_model_at_other_shapes_with_padding(
-        self, tmp_path: Path, folder: Folder, checkpoint: Make, task: str, model_type: str
+        self, tmp_path: Path, folder_for: Folder, checkpoint_for: Make, task: str, model_type: str
     ) -> None:
         import torch
 
         auto, outputs = TEXT_TASKS[task]
-        made = export(tmp_path, checkpoint(model_type, task))
+        made = export(tmp_path, checkpoint_for(model_type, task))
         assert made.descriptor.task == task
         assert made.descriptor.model().outputs == tuple(Tensor(n, "float32", shape) for n, shape in outputs.items())
         assert {(t.dtype, t.shape) for t in made.descriptor.model().inputs} == {("int64", (B, S))}
-        model, session = loaded(folder(model_type, task), auto), sessions.open_session(made.model_path)
+        model, session = loaded(folder_for(model_type, task), auto), sessions.open_session(made.model_path)
         names = {t.name for t in made.descriptor.model().inputs}
         for shape in ((1, 3), (4, 21), (2, 60)):
             texts = padded_texts(*shape)
@@ -117,16 +90,16 @@ class TestTexts:
                 np.testing.assert_allclose(found[kept], expected[name].numpy()[kept], atol=5e-5)
 
     @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
-    def test_both_exporters_describe_the_same(self, tmp_path: Path, checkpoint: Make, exporter: str) -> None:
-        made = export(tmp_path, checkpoint("bert", "token-classification"), exporter=exporter)
+    def test_both_exporters_describe_the_same(self, tmp_path: Path, checkpoint_for: Make, exporter: str) -> None:
+        made = export(tmp_path, checkpoint_for("bert", "token-classification"), exporter=exporter)
         assert made.descriptor.model().outputs == (Tensor("logits", "float32", (B, S, 3)),)
 
-    def test_carry_the_labels(self, tmp_path: Path, checkpoint: Make) -> None:
-        made = export(tmp_path, checkpoint("bert", "text-classification"))
+    def test_carry_the_labels(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        made = export(tmp_path, checkpoint_for("bert", "text-classification"))
         assert made.descriptor.settings["labels"] == list(models.LABELS)
 
-    def test_take_labels_from_the_recipe(self, tmp_path: Path, checkpoint: Make) -> None:
-        made = export(tmp_path, checkpoint("bert", "text-classification"), labels=["x", "y", "z"])
+    def test_take_labels_from_the_recipe(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        made = export(tmp_path, checkpoint_for("bert", "text-classification"), labels=["x", "y", "z"])
         assert made.descriptor.settings["labels"] == ["x", "y", "z"]
 
     def test_any_architecture_with_the_head_is_tried(self, tmp_path: Path) -> None:
@@ -143,31 +116,31 @@ class TestTexts:
 class TestImages:
     @pytest.mark.parametrize("model_type", ["vit", "resnet"])
     def test_equal_the_model_at_other_batches(
-        self, tmp_path: Path, folder: Folder, checkpoint: Make, model_type: str
+        self, tmp_path: Path, folder_for: Folder, checkpoint_for: Make, model_type: str
     ) -> None:
         import torch
 
-        made = export(tmp_path, checkpoint(model_type, "image-classification"))
+        made = export(tmp_path, checkpoint_for(model_type, "image-classification"))
         side = (16, 16) if model_type == "vit" else ("height", "width")
         assert made.descriptor.model().inputs == (Tensor("pixel_values", "float32", (B, 3, *side)),)
         assert made.descriptor.model().outputs == (Tensor("logits", "float32", (B, 3)),)
-        model = loaded(folder(model_type, "image-classification"), "AutoModelForImageClassification")
+        model = loaded(folder_for(model_type, "image-classification"), "AutoModelForImageClassification")
         pixels = np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)
         with torch.inference_mode():
             expected = model(torch.from_numpy(pixels)).logits.numpy()
         (found,) = sessions.open_session(made.model_path).run(None, {"pixel_values": pixels})
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
-    def test_say_what_to_do_with_pixels(self, tmp_path: Path, checkpoint: Make) -> None:
-        settings = export(tmp_path, checkpoint("vit", "image-classification")).descriptor.settings
+    def test_say_what_to_do_with_pixels(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        settings = export(tmp_path, checkpoint_for("vit", "image-classification")).descriptor.settings
         assert settings["labels"] == list(models.LABELS)
         assert settings["image"] == {
             **{"height": 16, "width": 16, "resize": {"height": 16, "width": 16}, "resample": 2},
             **{"rescale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3},
         }
 
-    def test_features_of_patches(self, tmp_path: Path, checkpoint: Make) -> None:
-        made = export(tmp_path, checkpoint("vit", "image-feature-extraction"))
+    def test_features_of_patches(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        made = export(tmp_path, checkpoint_for("vit", "image-feature-extraction"))
         assert made.descriptor.task == "image-feature-extraction"
         assert made.descriptor.model().outputs == (Tensor("last_hidden_state", "float32", (B, 5, 32)),)
 
@@ -177,11 +150,11 @@ class TestGeneration:
     @pytest.mark.parametrize("use_cache", [True, False])
     @pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral"])
     def test_of_left_padded_prompts_is_what_generate_gives(
-        self, tmp_path: Path, folder: Folder, checkpoint: Make, model_type: str, use_cache: bool
+        self, tmp_path: Path, folder_for: Folder, checkpoint_for: Make, model_type: str, use_cache: bool
     ) -> None:
-        made = export(tmp_path, checkpoint(model_type, "text-generation"), use_cache=use_cache)
+        made = export(tmp_path, checkpoint_for(model_type, "text-generation"), use_cache=use_cache)
         prompts = padded_texts(3, 8, left=True)
-        model = loaded(folder(model_type, "text-generation"), "AutoModelForCausalLM")
+        model = loaded(folder_for(model_type, "text-generation"), "AutoModelForCausalLM")
         expected = model.generate(**tensors(prompts), do_sample=False, max_new_tokens=12)[:, 8:].numpy()
 
         found = greedy.generate(made, prompts, 12)
@@ -192,11 +165,11 @@ class TestGeneration:
     @pytest.mark.parametrize("use_cache", [True, False])
     @pytest.mark.parametrize("model_type", ["t5", "bart"])
     def test_from_padded_texts_is_what_generate_gives(
-        self, tmp_path: Path, folder: Folder, checkpoint: Make, model_type: str, use_cache: bool
+        self, tmp_path: Path, folder_for: Folder, checkpoint_for: Make, model_type: str, use_cache: bool
     ) -> None:
-        made = export(tmp_path, checkpoint(model_type, "text2text-generation"), use_cache=use_cache)
+        made = export(tmp_path, checkpoint_for(model_type, "text2text-generation"), use_cache=use_cache)
         sources = padded_texts(3, 9)
-        model = loaded(folder(model_type, "text2text-generation"), "AutoModelForSeq2SeqLM")
+        model = loaded(folder_for(model_type, "text2text-generation"), "AutoModelForSeq2SeqLM")
         expected = model.generate(**tensors(sources), do_sample=False, max_new_tokens=12)[:, 1:].numpy()
 
         found = greedy.generate(made, sources, 12)
@@ -204,13 +177,15 @@ class TestGeneration:
         np.testing.assert_array_equal(found, expected)
         assert len(np.unique(expected)) > 2, "a model that repeats itself tells little"
 
-    def test_from_speech_is_what_the_model_gives(self, tmp_path: Path, folder: Folder, checkpoint: Make) -> None:
+    def test_from_speech_is_what_the_model_gives(
+        self, tmp_path: Path, folder_for: Folder, checkpoint_for: Make
+    ) -> None:
         """Whisper's own `generate` works on timestamps and languages: here its forward, token by token."""
         import torch
 
-        made = export(tmp_path, checkpoint("whisper", "automatic-speech-recognition"))
+        made = export(tmp_path, checkpoint_for("whisper", "automatic-speech-recognition"))
         features = {"input_features": np.random.default_rng(0).standard_normal((2, 8, 60)).astype(np.float32)}
-        model = loaded(folder("whisper", "automatic-speech-recognition"), "AutoModelForSpeechSeq2Seq")
+        model = loaded(folder_for("whisper", "automatic-speech-recognition"), "AutoModelForSpeechSeq2Seq")
         tokens = torch.zeros(2, 1, dtype=torch.long)
         for _ in range(10):
             with torch.inference_mode():
@@ -223,8 +198,8 @@ class TestGeneration:
         for row, end in enumerate(ends):
             np.testing.assert_array_equal(found[row, :end], tokens[row, 1 : 1 + end].numpy())
 
-    def test_is_one_graph_for_prompt_and_tokens(self, tmp_path: Path, checkpoint: Make) -> None:
-        made = export(tmp_path, checkpoint("llama", "text-generation")).descriptor
+    def test_is_one_graph_for_prompt_and_tokens(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        made = export(tmp_path, checkpoint_for("llama", "text-generation")).descriptor
         past, total = "past_sequence", "past_sequence + sequence"
         cache = [f"{i}.{part}" for i in (0, 1) for part in ("key", "value")]
         assert made.model().inputs == (
@@ -238,8 +213,19 @@ class TestGeneration:
         )
         assert made.settings["generation"] == {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
 
-    def test_from_text_is_an_encoder_and_one_decoder(self, tmp_path: Path, checkpoint: Make) -> None:
-        made = export(tmp_path, checkpoint("t5", "text2text-generation")).descriptor
+    @pytest.mark.parametrize(
+        ("model_type", "task"), [("t5", "text2text-generation"), ("whisper", "automatic-speech-recognition")]
+    )
+    def test_keeps_the_decoder_s_weights_out_of_the_encoder(
+        self, tmp_path: Path, checkpoint_for: Make, model_type: str, task: str
+    ) -> None:
+        made = export(tmp_path, checkpoint_for(model_type, task))
+        names = {t.name for t in onnx_files.load(made.path / "encoder.onnx").graph.initializer}
+        decoders = {n for n in names if "decoder" in n and "EncDec" not in n and "encoder_attn" not in n}
+        assert decoders == set()
+
+    def test_from_text_is_an_encoder_and_one_decoder(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        made = export(tmp_path, checkpoint_for("t5", "text2text-generation")).descriptor
         assert {n: c.file for n, c in made.components.items()} == {"encoder": "encoder.onnx", "decoder": "decoder.onnx"}
         encoder, decoder = made.components["encoder"], made.components["decoder"]
         source = "source_sequence"
@@ -250,8 +236,8 @@ class TestGeneration:
         assert given["past_key_values.1.decoder.value"] == (B, 2, "past_sequence", 16)
         assert made.settings["generation"] == {"eos_token_id": 3, "pad_token_id": 0, "decoder_start_token_id": 0}
 
-    def test_by_dynamo_is_equal_too(self, tmp_path: Path, checkpoint: Make) -> None:
-        source = checkpoint("gpt2", "text-generation")
+    def test_by_dynamo_is_equal_too(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        source = checkpoint_for("gpt2", "text-generation")
         one, other = (export(tmp_path / e, source, exporter=e) for e in ("torchscript", "dynamo"))
         assert one.descriptor.model() == other.descriptor.model()
         prompts = padded_texts(2, 5, left=True)
@@ -260,26 +246,26 @@ class TestGeneration:
 
 @pytest.mark.torch
 class TestRefused:
-    def test_an_architecture_without_the_head(self, tmp_path: Path, checkpoint: Make) -> None:
-        found = refusal(export, tmp_path, checkpoint("t5", "text2text-generation"), task="fill-mask")
+    def test_an_architecture_without_the_head(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        found = refusal(export, tmp_path, checkpoint_for("t5", "text2text-generation"), task="fill-mask")
         assert found.title == "the architecture `t5` is not supported for `fill-mask`"
         facts = dict(found.facts)
         assert facts["supported"].startswith("albert, bert,")
         assert "text2text-generation" in facts["tasks of this architecture"]
 
-    def test_an_encoder_for_generation(self, tmp_path: Path, checkpoint: Make) -> None:
-        found = refusal(export, tmp_path, checkpoint("modernbert", "fill-mask"), task="text-generation")
+    def test_an_encoder_for_generation(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        found = refusal(export, tmp_path, checkpoint_for("modernbert", "fill-mask"), task="text-generation")
         assert found.title == "the architecture `modernbert` is not supported for `text-generation`"
 
-    def test_a_checkpoint_without_the_head_s_weights(self, tmp_path: Path, checkpoint: Make) -> None:
-        source = checkpoint("bert", "fill-mask")
+    def test_a_checkpoint_without_the_head_s_weights(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        source = checkpoint_for("bert", "fill-mask")
         found = refusal(export, tmp_path, source, task="text-classification", labels=["a", "b"])
         assert found.title == "the checkpoint lacks weights of `BertForSequenceClassification`"
 
-    def test_missing_labels(self, tmp_path: Path, folder: Folder) -> None:
+    def test_missing_labels(self, tmp_path: Path, folder_for: Folder) -> None:
         nameless = tmp_path / "model"
         nameless.mkdir()
-        for file in folder("bert", "text-classification").iterdir():
+        for file in folder_for("bert", "text-classification").iterdir():
             (nameless / file.name).write_bytes(file.read_bytes())
         config = json.loads((nameless / "config.json").read_text())
         del config["id2label"]
@@ -290,12 +276,12 @@ class TestRefused:
         assert found.hint is not None
         assert found.hint.startswith("say `labels: [...]`")
 
-    def test_other_labels_than_outputs(self, tmp_path: Path, checkpoint: Make) -> None:
-        found = refusal(export, tmp_path, checkpoint("bert", "text-classification"), labels=["a", "b"])
+    def test_other_labels_than_outputs(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        found = refusal(export, tmp_path, checkpoint_for("bert", "text-classification"), labels=["a", "b"])
         assert found.title == "2 labels are given for 3 outputs"
 
-    def test_a_cache_for_a_task_without(self, tmp_path: Path, checkpoint: Make) -> None:
-        found = refusal(export, tmp_path, checkpoint("bert", "fill-mask"), use_cache=True)
+    def test_a_cache_for_a_task_without(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        found = refusal(export, tmp_path, checkpoint_for("bert", "fill-mask"), use_cache=True)
         assert found.title == "`fill-mask` has no key-value cache"
 
     def test_a_state_that_is_no_cache(self, tmp_path: Path) -> None:
@@ -308,8 +294,8 @@ class TestRefused:
         found = refusal(export, tmp_path / "onnx", source)
         assert found.title == "the model keeps something else than a key-value cache"
 
-    def test_texts_for_an_image_model(self, tmp_path: Path, checkpoint: Make) -> None:
-        images = export(tmp_path / "onnx", checkpoint("vit", "image-classification"))
+    def test_texts_for_an_image_model(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        images = export(tmp_path / "onnx", checkpoint_for("vit", "image-classification"))
         (tmp_path / "texts.txt").write_text("the people\n")
         found = refusal(
             run_kind, "dataset", tmp_path / "dataset", {},
@@ -317,12 +303,12 @@ class TestRefused:
         )  # fmt: skip
         assert found.title == "the artifact that `tokenizer` names has no `tokenizer.json`"
 
-    def test_texts_to_calibrate_an_image_model(self, tmp_path: Path, checkpoint: Make) -> None:
-        images = export(tmp_path / "onnx", checkpoint("vit", "image-classification"))
+    def test_texts_to_calibrate_an_image_model(self, tmp_path: Path, checkpoint_for: Make) -> None:
+        images = export(tmp_path / "onnx", checkpoint_for("vit", "image-classification"))
         (tmp_path / "texts.txt").write_text("the people\n")
         texts = run_kind(
             "dataset", tmp_path / "dataset", {},
-            inputs={"tokenizer": checkpoint("bert", "fill-mask")}, sources={"path": tmp_path / "texts.txt"},
+            inputs={"tokenizer": checkpoint_for("bert", "fill-mask")}, sources={"path": tmp_path / "texts.txt"},
         )  # fmt: skip
         found = refusal(run_kind, "int8", tmp_path / "int8", {}, inputs={"from": images, "calibration": texts})
         assert found.title == "the calibration dataset has no values for the input `pixel_values`"
@@ -364,7 +350,7 @@ class TestTaskByDefault:
         assert found.hint is not None
         assert "fill-mask" in found.hint
 
-    def test_says_where_it_was_compared(self, tmp_path: Path, checkpoint: Make) -> None:
+    def test_says_where_it_was_compared(self, tmp_path: Path, checkpoint_for: Make) -> None:
         heard = Heard()
-        run_kind("onnx", tmp_path, {}, inputs={"from": checkpoint("gpt2", "text-generation")}, heard=heard)
+        run_kind("onnx", tmp_path, {}, inputs={"from": checkpoint_for("gpt2", "text-generation")}, heard=heard)
         assert "2x1 after 9, padded left" in heard.logs[-1]
