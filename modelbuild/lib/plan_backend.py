@@ -46,8 +46,8 @@ def resolve(wanted: str) -> Name:
 
 
 def is_bound() -> bool:
-    """Whether Polygraphy was imported, and with it one TensorRT chosen."""
-    return "polygraphy.config" in sys.modules
+    """Whether one TensorRT was chosen already, by us, the user's environment or Polygraphy's import."""
+    return "polygraphy.config" in sys.modules or SWITCH in os.environ
 
 
 def bind(name: Name) -> None:

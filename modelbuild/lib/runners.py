@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import problem
 from modelbuild.lib import gpu as gpus
-from modelbuild.lib import plan_backend
+from modelbuild.lib import plan_backend, plan_log
 from modelbuild.lib.gpu import Gpu
 from modelbuild.lib.plan_descriptor import PORTABLE
 
@@ -82,11 +82,28 @@ def _plan(model: Artifact, profile: int) -> Runner:
     require_device(model.descriptor, gpus.first())
     backend = plan_backend.load(plan_backend.resolve(settings["backend"]))
     require_version(model.descriptor, backend.version)
-    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+    from polygraphy.backend.trt import TrtRunner
 
-    engine = EngineFromBytes(model.model_path.read_bytes())
-    made: Runner = TrtRunner(engine, name=f"{backend.name}-{backend.version}", optimization_profile=profile)
+    def load() -> Any:
+        return _engine(model, str(backend))
+
+    made: Runner = TrtRunner(load, name=f"{backend.name}-{backend.version}", optimization_profile=profile)
     return made
+
+
+def _engine(model: Artifact, title: str) -> Any:
+    """The plan's engine, on the GPU; a `ProblemError` with TensorRT's own words when it does not load."""
+    from polygraphy.backend.trt import EngineFromBytes
+
+    with plan_log.listening() as heard:
+        try:
+            return EngineFromBytes(model.model_path.read_bytes())()
+        except Exception as e:
+            cause = plan_log.failure(heard, e)
+            if cause is None:
+                raise
+            hint = "check the driver with `nvidia-smi`; a plan runs on the GPUs and the TensorRT version it is for"
+            raise problem(f"{title} does not load the plan", cause=cause, hint=hint) from e
 
 
 def require_device(plan: Descriptor, device: Gpu | None) -> None:
