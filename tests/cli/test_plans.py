@@ -91,6 +91,13 @@ def test_a_plan_of_another_version_is_recognised_and_explained(project: Sandbox)
     assert "tool `tensorrt-rtx`: 1.7.1.116 (cu13) → 1.6.0.43 (cu13)" in project.run("why", "trt").out
 
 
+def test_builds_for_two_cudas_beside_each_other_are_refused(project: Sandbox) -> None:
+    project.package("tensorrt_rtx_cu12_bindings", "1.7.1.116")
+    ran = project.run("build", "trt")
+    assert ran.code == 2
+    assert "`tensorrt-rtx-cu13-bindings` and `tensorrt-rtx-cu12-bindings` are both installed" in ran.err
+
+
 def test_without_the_package_nothing_is_tried(project: Sandbox) -> None:
     project.edit("backend: rtx", "backend: tensorrt")
     project.edit('\n    compute_capabilities: ["8.6", "8.9"]', "")
