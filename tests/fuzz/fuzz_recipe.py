@@ -22,10 +22,10 @@ with atheris.instrument_imports(include=["modelbuild", "yaml"]):
 
 SEEDS = Path(__file__).parents[2] / "recipes"
 WORDS = (
-    "targets:", "kind:", "matrix:", "defaults:", "extends:", "vars:", "model:", "default:", "${A}", "checkpoint", "onnx",
-    "int8", "zip", "from:", "path:", "<<:", "*a", "&a", "!!python/object/apply:os.system", "!!binary", "? ", "- ", "|2-",
-    "[a=1]", "r:a", "../", "~", ".nan", "0x", "1e999", "\\ud800", "\\x1b",
-)  # fmt: skip
+    *("targets:", "kind:", "matrix:", "defaults:", "extends:", "vars:", "model:", "default:", "from:", "path:"),
+    *("checkpoint", "onnx", "int8", "zip", "${A}", "[a=1]", "r:a", "../", "~", ".nan", "0x", "1e999"),
+    *("<<:", "*a", "&a", "!!python/object/apply:os.system", "!!binary", "? ", "- ", "|2-", "\\ud800", "\\x1b"),
+)
 
 
 class Recipe:
