@@ -199,11 +199,17 @@ def config(model_type: str, **further: Any) -> Any:
 
 
 def write_model(
-    folder: Path, model_type: str = "bert", seed: int = 0, task: str = "feature-extraction", **save: Any
+    folder: Path,
+    model_type: str = "bert",
+    seed: int = 0,
+    task: str = "feature-extraction",
+    *,
+    lively: bool = True,
+    **save: Any,
 ) -> Path:
     """A seeded random checkpoint for a task with what goes with it in `folder`: a tokenizer, or an image's sizes.
 
-    `save` goes to `save_pretrained`.
+    A lively model generates texts that do not repeat themselves (see `spread`). `save` goes to `save_pretrained`.
     """
     from modelbuild.lib.architectures import class_name
     from modelbuild.lib.export_tasks import TASKS
@@ -214,7 +220,7 @@ def write_model(
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
     further = labels if TASKS[task].labels else {}
     model = import_class(class_name(model_type, task))(config(model_type, **further))
-    if TASKS[task].generates:
+    if lively and TASKS[task].generates:
         spread(torch, model)
     model.save_pretrained(folder, **save)
     if TASKS[task].form == "image":

@@ -252,7 +252,7 @@ def _export(spec: Spec, ctx: Context) -> None:
         progress=ctx.progress,
     )
     _require_labels(labels, done.components)
-    _say(done, ctx)
+    _say(done, "checkpoint", ctx)
     _carry(source, ctx)
     settings = {k: v for k, v in described.settings.items() if k != "labels"}
     ctx.describe(
@@ -283,7 +283,7 @@ def _export_module(spec: Spec, ctx: Context) -> None:
     graphs = [export_factory.graph(torch, module, examples, spec.inputs or {}, spec.outputs)]
     del module
     done = export.export(torch, graphs, ctx.out, _options(spec), ctx.progress)
-    _say(done, ctx)
+    _say(done, "module", ctx)
     carried = _companion(ctx, None)
     ctx.describe(
         msgspec.structs.replace(
@@ -303,8 +303,8 @@ def _options(spec: Spec) -> Options:
     return Options(spec.exporter, spec.opset, spec.tolerance)
 
 
-def _say(done: Exported, ctx: Context) -> None:
-    ctx.log(f"equal to the checkpoint within {done.difference:.1e} of the outputs' largest value at {done.checked}")
+def _say(done: Exported, source: str, ctx: Context) -> None:
+    ctx.log(f"equal to the {source} within {done.difference:.1e} of the outputs' largest value at {done.checked}")
     ctx.metric("difference", done.difference)
 
 

@@ -83,7 +83,7 @@ def flat(cache: Any) -> list[Any]:
         raise problem(
             "the model keeps something else than a key-value cache",
             cache=type(cache).__name__,
-            hint="say `use_cache: false`",
+            hint="generation with a state of another kind cannot be exported",
         )
     return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from modelbuild.errors import problem
 from modelbuild.lib import lean_torch, made_inputs
 from modelbuild.lib.export_decoder import TOTAL, cache_names, cache_of, flat
 from modelbuild.lib.export_graph import Case, Graph, Port, running
+from modelbuild.lib.export_tasks import TASKS
 from modelbuild.lib.positional import wrapped
 
 STEPS = ((1, 7, 0, 1), (2, 16, 5, 1), (3, 9, 2, 4), (2, 1, 0, 6))
@@ -117,7 +119,14 @@ def _source(model: Any, batch: int, length: int, speech: bool) -> dict[str, Any]
     if not speech:
         return made_inputs.text(("input_ids", "attention_mask"), batch, length, model.config)
     random, config = np.random.default_rng(batch), model.config
-    shape = (batch, config.num_mel_bins, 2 * config.max_source_positions)
+    bands, positions = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
+    if bands is None or positions is None:
+        raise problem(
+            f"the speech of `{type(model).__name__}` is not of a form that can be exported",
+            supported=", ".join(TASKS["automatic-speech-recognition"].tested),
+            hint="export it elsewhere and adopt the file with `path:`",
+        )
+    shape = (batch, bands, 2 * positions)
     return {model.main_input_name: random.standard_normal(shape).astype(np.float32)}
 
 

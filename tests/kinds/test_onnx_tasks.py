@@ -294,6 +294,20 @@ class TestRefused:
         found = refusal(export, tmp_path / "onnx", source)
         assert found.title == "the model keeps something else than a key-value cache"
 
+    def test_speech_of_another_form(self, tmp_path: Path) -> None:
+        import transformers
+
+        small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
+        small |= {
+            f"{part}_num_{what}": 2 for part in ("encoder", "decoder") for what in ("hidden_layers", "attention_heads")
+        }
+        transformers.MoonshineForConditionalGeneration(transformers.MoonshineConfig(**small)).save_pretrained(
+            tmp_path / "model"
+        )
+        source = run_kind("checkpoint", tmp_path / "checkpoint", {}, sources={"path": tmp_path / "model"})
+        found = refusal(export, tmp_path / "onnx", source)
+        assert found.title == "the speech of `MoonshineForConditionalGeneration` is not of a form that can be exported"
+
     def test_texts_for_an_image_model(self, tmp_path: Path, checkpoint_for: Make) -> None:
         images = export(tmp_path / "onnx", checkpoint_for("vit", "image-classification"))
         (tmp_path / "texts.txt").write_text("the people\n")
