@@ -58,9 +58,10 @@ def settings(
     _require_vocabulary(opened, own.get("vocab_size"))
     inputs = _inputs(graph)
     length = _fixed_length(graph)
+    least, longest = _of_profiles(own)
     if not opened.padding.found:
         raise problem("the tokenizer has no padding token", hint="texts of one batch could not be of different lengths")
-    limit = _max_length(wanted, own, tokenizer.descriptor.settings, length)
+    limit = _max_length(wanted, own, tokenizer.descriptor.settings, longest if length is None else length)
     found = {
         "task": task,
         "model": model,
@@ -70,6 +71,7 @@ def settings(
         "rows_fixed": rows_fixed,
         "max_length": limit,
         "length": length,
+        "least": least,
         "buckets": _buckets(wanted, limit, length),
         "pad_id": opened.padding.token_id,
         "pad_type_id": opened.padding.type_id,
@@ -132,6 +134,12 @@ def _fixed_length(graph: Component) -> int | None:
     if len(fixed) > 1:
         raise problem("the graph's inputs have different fixed lengths", lengths=", ".join(map(str, fixed)))
     return int(fixed.pop()) if fixed else None
+
+
+def _of_profiles(own: Mapping[str, Any]) -> tuple[int, int | None]:
+    """The least and the most tokens of a row that every optimization profile of a plan takes."""
+    shapes = [p["input_ids"] for p in own.get("profiles") or () if "input_ids" in p]
+    return max((s["min"][1] for s in shapes), default=1), min((s["max"][1] for s in shapes), default=None)
 
 
 def _max_length(wanted: Wanted, own: Mapping[str, Any], lent: Mapping[str, Any], length: int | None) -> int | None:

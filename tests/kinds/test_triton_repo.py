@@ -215,6 +215,20 @@ def test_a_plan_is_served_by_tensorrt_within_its_profiles(plan: Callable[..., Ar
     assert (made.path / "models/feature-extraction/1/model.plan").read_bytes() == b"plan"
 
 
+def test_texts_for_a_plan_are_of_the_lengths_that_its_profiles_take(
+    plan: Callable[..., Artifact], tokenizer_artifact: Artifact, tmp_path: Path
+) -> None:
+    profiles = [{"input_ids": {"min": [1, 8], "opt": [8, 16], "max": [16, 24]}}]
+    inputs = {"from": plan(profiles=profiles), "tokenizer": tokenizer_artifact}
+
+    made = run_kind("triton-repo", tmp_path, {}, inputs=inputs)
+
+    folder = made.path / "models/feature-extraction/1"
+    tokenizer = tokens.Tokenizer(folder, json.loads((folder / "settings.json").read_text()))
+    assert tokenizer.padded(tokenizer([["the"]]).rows)["input_ids"].shape == (1, 8)
+    assert tokenizer.padded(tokenizer([["the " * 50]]).rows)["input_ids"].shape == (1, 24)
+
+
 def test_several_plans_are_told_apart_by_compute_capability(plan: Callable[..., Artifact], tmp_path: Path) -> None:
     made = run_kind("triton-repo", tmp_path / "made", {}, inputs={"from": [plan("8.0"), plan("8.6", "8.9")]})
 

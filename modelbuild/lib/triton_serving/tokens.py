@@ -81,11 +81,13 @@ class Tokenizer:
         return [t[:end] if c else t for t, end, c in zip(texts, ends, cut, strict=True)], cut
 
     def length(self, longest: int) -> int:
-        """Tokens that a batch is padded to: the graph's fixed length, else the least bucket that fits, else longest."""
+        """Tokens that a batch is padded to: the graph's fixed length, else the least bucket that fits, else the longest
+        text's; never less than a plan takes."""
         fixed, buckets = self.settings.get("length"), self.settings.get("buckets") or ()
         if fixed is not None:
             return int(fixed)
-        return next((int(b) for b in buckets if b >= longest), max(longest, 1))
+        longest = max(longest, int(self.settings.get("least", 1)))
+        return next((int(b) for b in buckets if b >= longest), longest)
 
     def padded(self, rows: Sequence[Any]) -> dict[str, NDArray[Any]]:
         """The graph's inputs, each of shape (rows, tokens) and of the graph's dtype; real tokens have mask 1."""
