@@ -18,6 +18,8 @@ from modelbuild.lib.plan_profiles import Shapes
 
 PORTABLE = "8.0+"
 """Compute capabilities of a plan that runs on Ampere and all newer GPUs."""
+NEEDED = {"float8_e4m3fn": "8.9+", "float4_e2m1fn": "12.0+"}
+"""What such a plan needs instead when it computes in these types (TensorRT-RTX's support matrix)."""
 
 
 def settings(
@@ -37,7 +39,7 @@ def settings(
         "backend": backend.name,
         "backend_version": backend.version,
         "polygraphy_version": metadata.version("polygraphy"),
-        "compute_capabilities": capabilities(backend, options, gpu),
+        "compute_capabilities": capabilities(backend, options, gpu, layers),
         "layers": summary(layers),
         "profiles": [msgspec.to_builtins(each) for each in profiles],
         "workspace_mib": options.workspace_mib,
@@ -50,10 +52,12 @@ def settings(
     return made
 
 
-def capabilities(backend: Backend, options: Options, gpu: Gpu | None) -> list[str]:
-    """The compute capabilities a plan runs on."""
+def capabilities(backend: Backend, options: Options, gpu: Gpu | None, layers: Sequence[Layer]) -> list[str]:
+    """The compute capabilities a plan runs on; `8.0+` stands for that and all newer."""
     if backend.name == "rtx" and options.capabilities is not None:
-        return [f"{major}.{minor}" for major, minor in options.capabilities] or [PORTABLE]
+        used = {each.precision for each in layers}
+        portable = next((NEEDED[t] for t in reversed(NEEDED) if t in used), PORTABLE)
+        return [f"{major}.{minor}" for major, minor in options.capabilities] or [portable]
     if options.hardware_compatibility == "ampere_plus":
         return [PORTABLE]
     return [gpu.sm] if gpu is not None else []

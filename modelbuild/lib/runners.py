@@ -14,7 +14,6 @@ from modelbuild.errors import problem
 from modelbuild.lib import gpu as gpus
 from modelbuild.lib import plan_backend, plan_log
 from modelbuild.lib.gpu import Gpu
-from modelbuild.lib.plan_descriptor import PORTABLE
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
@@ -132,8 +131,8 @@ def require_device(plan: Descriptor, device: Gpu | None) -> None:
 
 
 def _covers(capability: str, sm: str) -> bool:
-    if capability == PORTABLE:
-        return _number(sm) >= _number(PORTABLE.rstrip("+"))
+    if capability.endswith("+"):
+        return _number(sm) >= _number(capability.rstrip("+"))
     return capability == sm
 
 

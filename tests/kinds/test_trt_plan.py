@@ -99,6 +99,8 @@ def test_fp8_compiles_for_gpus_that_have_it(tmp_path: Path) -> None:
     source = graphs.quantized(tmp_path / "onnx", np.array(0, fp8), weight_zero=np.zeros(8, fp8))
     built = plan(tmp_path / "plan", source, profiles=[BATCH], compute_capabilities=["8.9"])
     assert built.descriptor.settings["layers"] == {"matrix_multiply": {"float8_e4m3fn": 1}}
+    portable = plan(tmp_path / "portable", source, profiles=[BATCH])
+    assert portable.descriptor.settings["compute_capabilities"] == ["8.9+"]
 
 
 def test_turing_takes_fp16_products(tmp_path: Path) -> None:
