@@ -10,17 +10,18 @@ from modelbuild.lib.onnx_graph import Graph
 NORMS = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")
 
 
-def absorb(graph: Graph, activation: str, factors: Any, readers: Collection[Any]) -> bool:
+def absorb(graph: Graph, activation: str, factors: Any, readers: Collection[Any], *, products: bool = True) -> bool:
     """Divide the channels of `activation` by `factors` [K] inside the node that makes it; whether that could be done.
 
     It can when nothing but `readers` reads the activation and it is made by a layer norm, by a product with a
     constant, or by an addition, multiplication or ReLU behind one of these. Otherwise nothing is changed.
+    `products` False leaves the constants of products alone: columns divided by different factors do not fit one scale.
     """
     every, makers = graph.readers(), graph.makers()
     if activation in graph.outputs or len(every.get(activation, ())) != len(readers):
         return False
     changes: dict[tuple[int, int], Any] = {}
-    if not _collect(graph, activation, factors, makers, every, changes):
+    if not _collect(graph, activation, factors, makers, every, changes, products):
         return False
     nodes = {id(node): node for node in graph.nodes}
     for (which, index), value in changes.items():
@@ -40,6 +41,7 @@ def _collect(
     makers: Mapping[str, Any],
     every: Mapping[str, list[Any]],
     changes: dict[tuple[int, int], Any],
+    products: bool,
 ) -> bool:
     """Put into `changes` ((node, input) -> new constant) what divides `activation`; False when there is no way."""
     node = makers.get(activation)
@@ -55,12 +57,12 @@ def _collect(
 
     def before(name: str) -> bool:
         sole = len(every.get(name, ())) == 1 and name not in graph.outputs
-        return sole and _collect(graph, name, factors, makers, every, changes)
+        return sole and _collect(graph, name, factors, makers, every, changes, products)
 
     if node.op_type in NORMS and len(node.output) == 1:
         return divided(1) and (len(node.input) < 3 or not node.input[2] or divided(2))
     if node.op_type == "MatMul":
-        return divided(1) and len(every[node.input[1]]) == 1
+        return products and divided(1) and len(every[node.input[1]]) == 1
     if node.op_type == "Relu":
         return before(node.input[0])
     if node.op_type in ("Add", "Mul") and sum(i in graph.constants for i in node.input) == 1:

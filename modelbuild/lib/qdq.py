@@ -60,7 +60,8 @@ def _absorbed(graph: Graph, name: str, plan: Plan, found: Sequence[Linear | Conv
     if plan.factors is None or scheme.outputs:  # the ranges of results were observed undivided
         return plan
     nodes = [each.node for each in found if each.input == name]
-    return msgspec.structs.replace(plan, absorbed=absorb(graph, name, plan.factors, nodes))
+    absorbed = absorb(graph, name, plan.factors, nodes, products=scheme.per_channel)
+    return msgspec.structs.replace(plan, absorbed=absorbed)
 
 
 class _Writer:

@@ -38,13 +38,17 @@ def factors(
     """(s [K] float32, predicted error relative to that without smoothing) for the weights [K, N] it meets.
 
     `alpha` None chooses by prediction; `per_channel` says whether each column of the weights has a scale. The
-    geometric mean of s is 1.
+    geometric mean of s is 1. A channel that was never anything but zero says nothing of what it needs: it gets the
+    median, so that no constant is divided by next to nothing.
     """
     import numpy as np
 
     joint = np.abs(np.concatenate(list(weights), axis=1))
     energy = np.square(joint).sum(axis=1)
-    candidates = list(_candidates(channels, joint, energy, alpha))
+    live = np.maximum(-channels.low, channels.high) > TINY
+    if not live.any():
+        return np.ones_like(channels.low, dtype=np.float32), 1.0
+    candidates = [np.where(live, s, np.median(s[live])) for s in _candidates(channels, joint, energy, alpha)]
     errors = [_predicted(s, channels, joint, energy, per_channel) for s in candidates]
     plain = _predicted(np.ones_like(channels.low), channels, joint, energy, per_channel)
     best = int(np.argmin(errors))

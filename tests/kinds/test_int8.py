@@ -296,6 +296,17 @@ class TestAbsorbing:
         assert built.descriptor.metrics["cosine"] > 0.999
 
 
+@pytest.mark.parametrize("smooth", ["auto", 0.5])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_channels_that_are_always_zero_spoil_nothing(tmp_path: Path, per_channel: bool, smooth: str | float) -> None:
+    """The digits have pixels that no image sets and neurons that never fire: smoothing knows nothing of these."""
+    recipes = REPOSITORY / "recipes"
+    source = run_kind("onnx", tmp_path / "onnx", {}, sources={"path": recipes / "models" / "digits.onnx"})
+    images = run_kind("dataset", tmp_path / "images", {}, sources={"path": recipes / "data" / "digits.npz"})
+    built = quantize(tmp_path / "int8", source, images, per_channel=per_channel, smooth=smooth)
+    assert built.descriptor.metrics["cosine"] > 0.999
+
+
 class TestCalibration:
     @pytest.mark.parametrize("values", [{"calibrate": "percentile", "percentile": 99.0}, {"calibrate": "entropy"}])
     def test_histograms_narrow_the_range(self, two: Artifact, tmp_path: Path, values: dict[str, Any]) -> None:
