@@ -30,6 +30,7 @@ def command(project: Project, patterns: tuple[str, ...], remove: bool, as_json: 
         raise problem("`--remove` needs a target or a key", hint="`modelbuild pin` lists the pins")
     store = project.store
     if patterns:
+        store.prepare()
         with store.building():  # not while `gc` removes
             for key, target in _pinned(project, patterns) if remove else _to_pin(project, patterns):
                 if remove:

@@ -176,7 +176,7 @@ def test_twins_in_case_and_in_normal_form_are_two_files(sandbox: Sandbox, folder
 
 def test_twins_in_an_artifact_are_kept_apart(sandbox: Sandbox) -> None:
     pairs = [("a", "1"), ("A", "2"), ("e\u0301", "3"), ("\u00e9", "4")]
-    body = f"for name, text in {ascii(pairs)}:\n    (ctx.out / name).write_text(text)\nfinish(ctx, '')"
+    body = f"for name, text in {pairs!a}:\n    (ctx.out / name).write_text(text)\nfinish(ctx, '')"
     sandbox.kinds(twins=kind_source(body))
     sandbox.recipe("t: {kind: twins}")
     sandbox.built()
