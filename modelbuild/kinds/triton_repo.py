@@ -154,8 +154,17 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
             raise SpecError(f"`{self.name}` cannot be a model's name", field="name", hint="letters, digits and `_.-`")
         if not RELEASE.fullmatch(self.triton):
             raise SpecError(f"`{self.triton}` is no Triton release", field="triton", hint='year and month: `"24.10"`')
-        if self.sequence_batching is not None and self.dynamic_batching:
-            raise SpecError("`sequence_batching` and `dynamic_batching` exclude each other", field="sequence_batching")
+        if self.sequence_batching is not None:
+            other = (
+                "dynamic_batching"
+                if self.dynamic_batching not in (None, False)
+                else "tokenizer"
+                if self.tokenizer
+                else ""
+            )
+            if other or self.text:
+                title = f"`sequence_batching` and `{other or 'text'}` exclude each other"
+                raise SpecError(title, field="sequence_batching")
         if self.max_batch_size == 0 and self.dynamic_batching:
             hint = "Triton would accept that and never batch: give a `max_batch_size`"
             raise SpecError("`dynamic_batching` needs a batch", field="dynamic_batching", hint=hint)
@@ -187,7 +196,7 @@ def tools(spec: Spec) -> Collection[str]:
 
 
 def build(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import triton_lint
+    from modelbuild.lib import triton_lint, triton_repository
 
     sources = ctx.inputs["from"]
     backend = _backend(spec, sources)
@@ -199,12 +208,11 @@ def build(spec: Spec, ctx: Context) -> None:
     served, size = _serve_graph(spec, ctx, backend, graph, cached=spec.response_cache and lender is None)
     components = {name: served}
     settings: dict[str, Any] = {"model": name, "backend": backend, "triton": spec.triton, "text": lender is not None}
-    packages = {"python": ["numpy", "onnxruntime"]}.get(backend, [])
+    packages = {"numpy", "onnxruntime"} if backend == "python" else set()
     if lender is not None:
         components = {name: _serve_text(spec, ctx, lender, name, graph, size), graph: served}
-        packages = sorted({*packages, "numpy", "tokenizers"})
-    if packages:
-        (ctx.out / "requirements.txt").write_text("".join(f"{_pinned(p, spec.triton)}\n" for p in packages))
+        packages |= {"numpy", "tokenizers"}
+    triton_repository.write_requirements(ctx.out, {p: TOOLS[p] for p in packages}, spec.triton)
     if spec.response_cache:
         settings["response_cache"] = True
         ctx.log("`response_cache` needs the server's `--cache-config local,size=BYTES`")
@@ -249,7 +257,7 @@ def _lender(spec: Spec, ctx: Context) -> Artifact | None:
     source = ctx.inputs["from"][0]
     named = ctx.inputs.get("tokenizer") or ()
     lender = named[0] if named else source
-    if spec.text is False:
+    if spec.text is False or spec.sequence_batching is not None:
         return None
     if spec.text or named:
         return lender
@@ -285,15 +293,12 @@ def _serve_graph(spec: Spec, ctx: Context, backend: str, name: str, *, cached: b
     if spec.sequence_batching is not None:
         triton_schema.merge(config, {"sequence_batching": spec.sequence_batching})
     elif spec.dynamic_batching not in (None, False) or (size and spec.dynamic_batching is None):
-        fields = spec.dynamic_batching if isinstance(spec.dynamic_batching, dict) else {}
-        triton_schema.merge(config, {"dynamic_batching": fields})
+        batching = spec.dynamic_batching if isinstance(spec.dynamic_batching, dict) else {}
+        triton_schema.merge(config, {"dynamic_batching": batching})
     kinds = {"python": "KIND_CPU", "tensorrt": "KIND_GPU"}
     groups = spec.instance_group or [{"count": 1, "kind": kinds.get(backend, "KIND_AUTO")}]
-    policy = {"version_policy": spec.version_policy} if spec.version_policy else {}
-    optimization = {"optimization": spec.optimization} if spec.optimization else {}
-    caching = {"response_cache": {"enable": True}} if cached else {}
-    triton_schema.merge(config, {"instance_group": groups, **policy, **optimization, **caching})
-    triton_schema.merge(config, {"parameters": spec.parameters, **spec.config})
+    fields = {"instance_group": groups, "optimization": spec.optimization, "parameters": spec.parameters, **spec.config}
+    triton_schema.merge(config, {**fields, **_shared(spec, cached)})
     for parameter in triton_parameters.ignored(backend, spec.parameters):
         ctx.log(f"the {backend} backend does not read the parameter `{parameter}`")
     triton_parameters.require_accelerators(backend, config)
@@ -303,6 +308,11 @@ def _serve_graph(spec: Spec, ctx: Context, backend: str, name: str, *, cached: b
     triton_repository.add_warmup(folder, config, visible.inputs, spec.model_warmup)
     triton_repository.write_config(folder, config)
     return msgspec.structs.replace(visible, file=f"{REPOSITORY}/{name}/config.pbtxt"), size
+
+
+def _shared(spec: Spec, cached: bool) -> Fields:
+    """The fields that the text model and the graph's may both have."""
+    return {"version_policy": spec.version_policy, "response_cache": {"enable": True} if cached else None}
 
 
 def _serve_text(spec: Spec, ctx: Context, lender: Artifact, name: str, graph: str, size: int) -> Component:
@@ -334,10 +344,8 @@ def _serve_text(spec: Spec, ctx: Context, lender: Artifact, name: str, graph: st
     batching = extra.pop("dynamic_batching", {} if spec.dynamic_batching is None else spec.dynamic_batching)
     if batching is not False:
         triton_schema.merge(config, {"dynamic_batching": batching if isinstance(batching, dict) else {}})
-    policy = {"version_policy": spec.version_policy} if spec.version_policy else {}
-    groups = {"instance_group": [{"count": 1, "kind": "KIND_CPU"}]}
-    caching = {"response_cache": {"enable": True}} if spec.response_cache else {}
-    triton_schema.merge(config, {**groups, **policy, **caching, **extra})
+    groups = [{"count": 1, "kind": "KIND_CPU"}]
+    triton_schema.merge(config, {"instance_group": groups, **_shared(spec, spec.response_cache), **extra})
     for output in config.output:
         if output.name == "scores" and "labels" in settings:
             output.label_filename = triton_repository.write_labels(folder, settings["labels"])
@@ -346,19 +354,3 @@ def _serve_text(spec: Spec, ctx: Context, lender: Artifact, name: str, graph: st
     triton_repository.write_config(folder, config)
     ctx.log(f"`{name}` takes text: at most {settings['max_length']} tokens, longer ones are cut and said so")
     return msgspec.structs.replace(served, file=f"{REPOSITORY}/{name}/config.pbtxt")
-
-
-def _pinned(package: str, release: str) -> str:
-    """The requirement of a server: as here, but for numpy, which stubs up to 24.10 need below 2."""
-    from importlib import metadata
-
-    from modelbuild.lib import triton_schema
-
-    if package == "numpy":
-        return "numpy>=1.26,<2" if triton_schema.number(release) <= (24, 10) else "numpy>=1.26"
-    try:
-        return f"{package}=={metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        raise problem(
-            f"the package `{package}` is not installed", hint=f"pip install 'modelbuild[{TOOLS[package]}]'"
-        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +29,28 @@ PROGRAMS: Mapping[type[Any], tuple[ModuleType, ...]] = {
 }
 """What runs in the server -> the modules that it needs, itself the second."""
 LABELS = "labels.txt"
+LAST_OF_NUMPY_1 = (24, 10)
 DEFAULT_SIZE = 16
 """What a dynamic dimension (not the batch) is in warm-up where the recipe names no size."""
+
+
+def write_requirements(folder: Path, packages: Mapping[str, str], release: str) -> None:
+    """Write what a server needs to have installed, `requirements.txt`, if anything; `packages` maps to our extras.
+
+    Versions are those here, but for numpy: the stubs of servers up to 24.10 need one below 2.
+    """
+    lines = []
+    for package, extra in sorted(packages.items()):
+        if package == "numpy":
+            lines.append("numpy>=1.26,<2" if triton_schema.number(release) <= LAST_OF_NUMPY_1 else "numpy>=1.26")
+            continue
+        try:
+            lines.append(f"{package}=={metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            hint = f"pip install 'modelbuild[{extra}]'"
+            raise problem(f"the package `{package}` is not installed", hint=hint) from None
+    if lines:
+        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
 
 
 def write_config(folder: Path, config: Any) -> None:

@@ -43,13 +43,15 @@ def model_config() -> Any:
 
 
 def merge(config: Any, options: Mapping[str, Any]) -> None:
-    """Write options, named as in `config.pbtxt`, into a `ModelConfig`; lists are appended.
+    """Write options, named as in `config.pbtxt`, into a `ModelConfig`; lists are appended, None is left out.
 
     `parameters` may be plain `name: value`. A `ProblemError` for a field that does not exist or does not take that.
     """
     from google.protobuf import json_format  # type: ignore[import-untyped]
 
     for name, value in options.items():
+        if value is None:
+            continue
         given = {k: {"string_value": text(v)} for k, v in value.items()} if name == "parameters" else value
         try:
             json_format.ParseDict({name: _texts_of_maps(given)}, config)

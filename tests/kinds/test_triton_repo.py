@@ -317,7 +317,8 @@ def _fixed(given: Artifact, batch: int) -> Component:
     [
         ({"max_batch_size": 0, "dynamic_batching": True}, "`dynamic_batching` needs a batch"),
         ({"max_batch_size": 8, "model_warmup": [{"batch_size": 9}]}, "warm-up with more than `max_batch_size`"),
-        ({"sequence_batching": {}, "dynamic_batching": True}, "exclude each other"),
+        ({"sequence_batching": {}, "dynamic_batching": {}}, "exclude each other"),
+        ({"sequence_batching": {}, "text": True}, "exclude each other"),
         ({"name": "a/b"}, "cannot be a model's name"),
         ({"triton": "2.51"}, "is no Triton release"),
         ({"config": {"platform": "onnxruntime_onnx"}}, "`config` does not take `platform`"),
