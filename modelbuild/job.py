@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,16 @@ def printable(value: Any) -> Any:
 def hear(data: bytes) -> AnyMessage | None:
     """The message in a line, or None: a library that writes where it should not is no reason to fail."""
     try:
-        message: AnyMessage = _decoder.decode(data)
+        message: AnyMessage = _decoder().decode(data)
     except (ValueError, RecursionError):
         return None
     return message
 
 
-_decoder = msgspec.json.Decoder(AnyMessage)
+@functools.cache
+def _decoder() -> msgspec.json.Decoder[AnyMessage]:
+    """Made when a build first talks: most commands hear none."""
+    return msgspec.json.Decoder(AnyMessage)
 
 
 def dump(task: Job) -> bytes:

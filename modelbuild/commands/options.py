@@ -12,8 +12,6 @@ import msgspec
 
 from modelbuild import project
 from modelbuild.errors import problem
-from modelbuild.report import jsonl
-from modelbuild.report.errors import safe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,9 +61,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 def say(line: str) -> None:
     """A line of an answer on stdout, whatever a file or a build put into it shown escaped."""
+    from modelbuild.report.errors import safe  # costs a no-op command a hundredth of its time
+
     click.echo(safe(line))
 
 
 def echo_json(value: Any) -> None:
     """Data as JSON on stdout, indented."""
+    from modelbuild.report import jsonl
+
     click.echo(msgspec.json.format(jsonl.text(value), indent=2))

@@ -11,7 +11,6 @@ from modelbuild.decide import Decider, Decision
 from modelbuild.project import Project
 from modelbuild.report import amounts
 from modelbuild.report.color import styled, wanted
-from modelbuild.report.errors import safe
 
 WORDS = {
     "fresh": ("up to date", "green"),
@@ -43,9 +42,16 @@ def command(project: Project, patterns: tuple[str, ...], as_json: bool) -> None:
         size = amounts.size(d.record.size) if d.record else ""
         built = amounts.ago(d.record.built_at) if d.record else ""
         cause = [p.title for p in d.problems] or list(d.reasons[:1])
-        rows.append((styled(f"{word:11}", style, color), d.target, size, built, safe(cause[0]) if cause else ""))
+        shown = _shown(cause[0]) if cause else ""
+        rows.append((styled(f"{word:11}", style, color), d.target, size, built, shown))
     for line in amounts.table(rows):
         click.echo(line, color=color)
+
+
+def _shown(cause: str) -> str:
+    from modelbuild.report.errors import safe  # not loaded where all is up to date
+
+    return safe(cause)
 
 
 def _row(d: Decision) -> dict[str, object]:
