@@ -176,7 +176,7 @@ def run(rebuilder: Rebuilder, names: Sequence[str], *, jobs: int, keep_going: bo
     closure = rebuilder.graph.closure(names)
     targets = TargetTasks(rebuilder)
     control = TaskControl(targets.tasks(closure))
-    control.process([task_name(n) for n in names])
+    control.process([task_name(n) for n in closure])  # all of them, in order: doit's own is that of its sets
     memory = Dependency(Forgetful, "")
     reporter = EventReporter(rebuilder.sink, {task_name(n): n for n in closure})
     common = (memory, reporter, keep_going, False, Stream(0))
