@@ -40,10 +40,11 @@ def cases(inputs: Sequence[Tensor], *, pad_left: bool = True) -> Iterator[tuple[
 
 
 def _sizes(inputs: Sequence[Tensor], batch: int, length: int) -> Mapping[str, int]:
-    """A size for each symbolic dimension: `batch` for those that come first somewhere, `length` for the others."""
+    """A size for each symbolic dimension: `batch` for those that come first somewhere, `length` for the others, and
+    half of it for a cache (`past_...`), which is empty at length 1."""
     first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], str)}
     named = {part for t in inputs for d in t.shape if isinstance(d, str) for part in d.split(" + ")}
-    return {d: batch if d in first else length for d in named}
+    return {d: batch if d in first else length // 2 if d.startswith("past") else length for d in named}
 
 
 def _padded(mask: Any, side: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from modelbuild.errors import problem
-from modelbuild.lib import onnx_files, sessions
+from modelbuild.lib import onnx_files, optional_inputs, sessions
 
 ORT_TYPES: Mapping[str, str] = {
     **dict.fromkeys(
@@ -108,6 +108,7 @@ def fuse(model: Any, patterns: Patterns) -> Any:
     if options.attention_mask_format != AttentionMaskFormat.NoMask:
         options.use_raw_attention_mask(not patterns.mask_index)
     model.producer_name = ""
+    optional_inputs.write_out(model)
     with _quiet(), sessions.failures("ONNX Runtime's transformer optimizer fails on this graph"):
         try:
             fused = optimize_by_fusion(model, patterns.family, patterns.heads, patterns.hidden_size, options)
