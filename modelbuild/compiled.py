@@ -63,7 +63,7 @@ class Cache:
         path, known = entry
         try:
             return self.store.cache.digest(path) == known
-        except OSError:
+        except (OSError, ValueError):  # a path with a NUL character
             return False
 
     def write(self, graph: Graph, recipe_files: Collection[str]) -> None:
