@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -12,4 +13,6 @@ def check(path: Path, actual: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(actual)
     assert path.is_file(), f"{path} is missing: UPDATE_GOLDEN=1 writes it"
-    assert actual == path.read_text(), f"{path.name} is out of date: UPDATE_GOLDEN=1 rewrites it, then read the diff"
+    kept = path.read_text()
+    changes = "\n".join(difflib.unified_diff(kept.splitlines(), actual.splitlines(), lineterm="", n=1))
+    assert actual == kept, f"{path.name} is out of date: UPDATE_GOLDEN=1 rewrites it, then read the diff\n{changes}"
