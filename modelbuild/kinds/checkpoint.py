@@ -36,7 +36,7 @@ from modelbuild.errors import problem
 from modelbuild.kind import Anywhere, Context, Files, Package, Source, SpecError
 from modelbuild.lib.checkpoint_files import EXTRAS, TOKENIZER, WEIGHT_FILES
 
-VERSION = 2
+VERSION = 3
 TOOLS = {"huggingface_hub": "export", "torch": "export", "safetensors": "export"}
 HARDWARE = ()
 RESOURCES = ()

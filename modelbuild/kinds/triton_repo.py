@@ -37,6 +37,23 @@ well. Texts of all waiting requests are tokenized together, padded to the longes
 | `text-classification` | `text` | `label` (string), `score`, `scores` (float32, of all labels) |
 | `token-classification` | `text` | `entities` (string: a JSON list with label, score, characters `start` to `end`) |
 | `question-answering` | `question`, `context` | `answer` (string), `score`, `start`, `end` (in the context) |
+| `text-generation`, `text2text-generation` | `text` | `generated_text`, `finish_reason`, `generated_tokens` |
+
+**Generation** needs graphs with a key-value cache (kind `onnx`'s default), and is two models. `name` + `_stream` is
+decoupled: it answers with every new piece of text (whole characters, and `index`, the text of the request it is of).
+`name` hands requests on to it and answers once. Texts share batches whatever their lengths, `max_batch_size` (32) at a
+time: those of a decoder-only model join the batch that runs and leave it when they end; those of an encoder and decoder
+stay with the ones they began with. Both models run ONNX Runtime in the Python backend, on Triton 24.10 or newer.
+
+A request says more by its `parameters`: `max_new_tokens`, `stop` (a text, or a JSON list of texts, not given back),
+`temperature`, `top_k`, `top_p`, `seed`, `repetition_penalty`. Texts are generated greedily unless one of `temperature`
+(above 0), `top_k`, `top_p` or `seed` is there; `generation` holds what requests do not say. The tokens that end a text
+and rules such as `no_repeat_ngram_size` are the checkpoint's `generation_config.json`'s. Greedy texts are those of
+transformers' `generate(do_sample=False, num_beams=1)`. `finish_reason` is `eos`, `stop` or `length`; what would be
+longer than the model takes is an error, unless `max_length` says to how many tokens texts are cut (a decoder-only model
+keeps their end).
+
+With `text: false` a model of several graphs is served as one model for each, `name` + `_encoder` and `_decoder`.
 
 Options named as fields of `config.pbtxt` mean those fields, and take what they take; `config` and `text_model` take
 any others. They are checked by Triton's own schema, by what the server of release `triton` knows, and for all that is
@@ -57,7 +74,7 @@ from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem
 from modelbuild.kind import Context, Ref, SpecError
 
-VERSION = 1
+VERSION = 2
 TOOLS = {"tritonclient": "triton", "onnx": "cpu", "tokenizers": "cpu", "numpy": "cpu", "onnxruntime": "cpu"}
 HARDWARE: tuple[str, ...] = ()
 RESOURCES: tuple[str, ...] = ()
@@ -148,6 +165,16 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
         Annotated[int, Meta(description="Answers: tokens by which windows of a long context overlap.", ge=0)] | None
     ) = None
     max_answer_length: Annotated[int, Meta(description="Answers: the most tokens; 15.", ge=1)] | None = None
+    max_new_tokens: (
+        Annotated[
+            int,
+            Meta(description="Generation: the most tokens a request gets; else the checkpoint's number, or 256.", ge=1),
+        ]
+        | None
+    ) = None
+    generation: Annotated[
+        Fields, Meta(description="Generation: parameters of requests that do not say them, such as `temperature`.")
+    ] = {}
 
     def __post_init__(self) -> None:
         if self.name is not None and not NAME.fullmatch(self.name):
@@ -186,38 +213,47 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
 
 
 def tools(spec: Spec) -> Collection[str]:
-    """A graph alone needs no tokenizer; ONNX Runtime's version is written for the Python backend only."""
+    """A graph alone needs no tokenizer; ONNX Runtime's version is written for what may run in the Python backend."""
     found = {"tritonclient", "onnx", "numpy"}
     return (
         found
         | ({"tokenizers"} if spec.text is not False else set())
-        | ({"onnxruntime"} if spec.backend == "python" else set())
+        | ({"onnxruntime"} if spec.backend == "python" or (spec.backend is None and spec.text is not False) else set())
     )
 
 
 def build(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import triton_lint, triton_repository
+    from modelbuild.lib import triton_generation, triton_lint, triton_repository
 
     sources = ctx.inputs["from"]
-    backend = _backend(spec, sources)
     lender = _lender(spec, ctx)
-    name = spec.name or sources[0].descriptor.task or "model"
+    first = sources[0].descriptor
+    generates = lender is not None and triton_generation.servable(first.task)
+    if generates:
+        given = {n: bool(getattr(spec, n)) for n in ("dynamic_batching", "response_cache", "model_warmup", "buckets")}
+        triton_generation.require_options(spec.triton, spec.backend, given)
+    backend = "python" if generates and spec.backend is None else _backend(spec, sources)
+    name = spec.name or first.task or "model"
     if not NAME.fullmatch(name):
         raise problem(f"the task `{name}` cannot be a model's name", hint="give `name`")
-    graph = f"{name}_model" if lender else name
-    served, size = _serve_graph(spec, ctx, backend, graph, cached=spec.response_cache and lender is None)
-    components = {name: served}
     settings: dict[str, Any] = {"model": name, "backend": backend, "triton": spec.triton, "text": lender is not None}
     packages = {"numpy", "onnxruntime"} if backend == "python" else set()
     if lender is not None:
-        components = {name: _serve_text(spec, ctx, lender, name, graph, size), graph: served}
         packages |= {"numpy", "tokenizers"}
+    if lender is not None and generates:
+        components = _serve_generation(spec, ctx, lender, name)
+        settings["stream"] = f"{name}_stream"
+    elif lender is not None:
+        served, size = _serve_graph(spec, ctx, backend, f"{name}_model", first.model(), cached=False)
+        components = {name: _serve_text(spec, ctx, lender, name, f"{name}_model", size), f"{name}_model": served}
+    else:
+        components = _serve_graphs(spec, ctx, backend, name)
+        settings["model"] = next(iter(components))
     triton_repository.write_requirements(ctx.out, {p: TOOLS[p] for p in packages}, spec.triton)
     if spec.response_cache:
         settings["response_cache"] = True
         ctx.log("`response_cache` needs the server's `--cache-config local,size=BYTES`")
     triton_lint.require_sound(ctx.out / REPOSITORY, spec.triton)
-    first = sources[0].descriptor
     ctx.describe(
         Descriptor(
             format="triton-repo",
@@ -252,7 +288,7 @@ def _backend(spec: Spec, sources: tuple[Artifact, ...]) -> str:
 
 def _lender(spec: Spec, ctx: Context) -> Artifact | None:
     """Whose tokenizer serves text, or None where the graph is served alone."""
-    from modelbuild.lib import triton_text
+    from modelbuild.lib import triton_generation, triton_text
 
     source = ctx.inputs["from"][0]
     named = ctx.inputs.get("tokenizer") or ()
@@ -263,18 +299,29 @@ def _lender(spec: Spec, ctx: Context) -> Artifact | None:
         return lender
     if not source.descriptor.tokenizer:
         return None
-    if not triton_text.servable(source.descriptor.task):
-        ctx.log(f"text is not served: the task is `{source.descriptor.task}`; the graph is")
+    task = source.descriptor.task
+    if not (triton_text.servable(task) or triton_generation.servable(task)):
+        ctx.log(f"text is not served: the task is `{task}`; the graph is")
         return None
     return lender
 
 
-def _serve_graph(spec: Spec, ctx: Context, backend: str, name: str, *, cached: bool) -> tuple[Component, int]:
+def _serve_graphs(spec: Spec, ctx: Context, backend: str, name: str) -> dict[str, Component]:
+    """The graph as `name`, or each of several as `name_<component>`."""
+    graphs = ctx.inputs["from"][0].descriptor.components
+    names = {name: next(iter(graphs.values()))} if len(graphs) == 1 else {f"{name}_{c}": g for c, g in graphs.items()}
+    if len(graphs) > 1:
+        ctx.log(f"each graph is a model of its own: {', '.join(names)}")
+    return {n: _serve_graph(spec, ctx, backend, n, g, cached=spec.response_cache)[0] for n, g in names.items()}
+
+
+def _serve_graph(
+    spec: Spec, ctx: Context, backend: str, name: str, component: Component, *, cached: bool
+) -> tuple[Component, int]:
     """Write the graph's model; what its clients send and get, and its `max_batch_size`."""
     from modelbuild.lib import triton_config, triton_graph, triton_parameters, triton_repository, triton_schema
 
     source = ctx.inputs["from"][0]
-    component = source.descriptor.model()
     taken = triton_graph.taken_by_sequences(spec.sequence_batching or {}, component)
     visible = msgspec.structs.replace(
         component,
@@ -289,7 +336,7 @@ def _serve_graph(spec: Spec, ctx: Context, backend: str, name: str, *, cached: b
     folder = ctx.out / REPOSITORY / name
     version = folder / str(spec.version)
     version.mkdir(parents=True)
-    triton_graph.link(ctx, backend, version, config)
+    triton_graph.link(ctx, backend, version, config, component)
     if spec.sequence_batching is not None:
         triton_schema.merge(config, {"sequence_batching": spec.sequence_batching})
     elif spec.dynamic_batching not in (None, False) or (size and spec.dynamic_batching is None):
@@ -354,3 +401,59 @@ def _serve_text(spec: Spec, ctx: Context, lender: Artifact, name: str, graph: st
     triton_repository.write_config(folder, config)
     ctx.log(f"`{name}` takes text: at most {settings['max_length']} tokens, longer ones are cut and said so")
     return msgspec.structs.replace(served, file=f"{REPOSITORY}/{name}/config.pbtxt")
+
+
+def _serve_generation(spec: Spec, ctx: Context, lender: Artifact, name: str) -> dict[str, Component]:
+    """Write the model that streams and the one that replies; what clients of each send and get."""
+    from modelbuild.lib import (
+        triton_config,
+        triton_generation,
+        triton_graph,
+        triton_parameters,
+        triton_repository,
+        triton_schema,
+    )
+    from modelbuild.lib.triton_serving.reply_model import ReplyModel
+    from modelbuild.lib.triton_serving.stream_model import StreamModel
+
+    source = ctx.inputs["from"][0]
+    slots = spec.max_batch_size or (MAX_BATCH_SIZE if spec.max_batch_size is None else 1)
+    wanted = triton_generation.Wanted(spec.max_length, spec.max_new_tokens, spec.generation)
+    settings = triton_generation.settings(source, lender, wanted, slots=slots)
+    stream = f"{name}_stream"
+    versions = {}
+    for model in (stream, name):
+        versions[model] = ctx.out / REPOSITORY / model / str(spec.version)
+        versions[model].mkdir(parents=True)
+    for file, graph in triton_generation.components(source).values():
+        triton_graph.link_onnx(ctx, source.path / graph.file, versions[stream] / file)
+    triton_generation.files(versions[stream], lender, settings)
+    triton_repository.write_program(versions[stream], StreamModel)
+    outputs = [output for output, _ in triton_generation.OUTPUTS]
+    triton_generation.write_settings(versions[name], {"model": stream, "outputs": outputs})
+    triton_repository.write_program(versions[name], ReplyModel)
+    groups = [{"count": 1, "kind": "KIND_CPU"}]
+    fields: dict[str, Fields] = {
+        stream: {
+            "model_transaction_policy": {"decoupled": True},
+            "instance_group": spec.instance_group or groups,
+            "optimization": spec.optimization,
+            "parameters": spec.parameters,
+            **spec.config,
+        },
+        name: {"instance_group": groups, **spec.text_model},
+    }
+    served = {}
+    for model in (name, stream):
+        component = triton_generation.component(streams=model == stream)
+        config = triton_config.new(model, "python", component, slots)
+        triton_schema.merge(config, {**fields[model], "version_policy": spec.version_policy})
+        triton_parameters.require_accelerators("python", config)
+        triton_repository.write_config(ctx.out / REPOSITORY / model, config)
+        served[model] = msgspec.structs.replace(component, file=f"{REPOSITORY}/{model}/config.pbtxt")
+    for parameter in triton_parameters.ignored("python", spec.parameters):
+        ctx.log(f"the python backend does not read the parameter `{parameter}`")
+    for said in triton_generation.unfollowed(source):
+        ctx.log(said)
+    ctx.log(f"`{name}` replies and `{stream}` streams: at most {settings['max_new_tokens']} new tokens a text")
+    return served

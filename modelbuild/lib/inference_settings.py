@@ -22,6 +22,22 @@ POOLINGS = {
     "lasttoken": "lasttoken",
 }
 TOKENS = ("eos", "bos", "pad", "decoder_start")
+CHOICES: Mapping[str, Any] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "do_sample": False,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "suppress_tokens": None,
+}
+"""What of `generate`'s settings changes a text, with the values that mean nothing."""
 OFFSET_POSITIONS = (
     "camembert",
     "data2vec-text",
@@ -41,8 +57,8 @@ def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, 
     `architecture`, `model_type`; `max_positions`: tokens the position embeddings allow; `max_length`: tokens the
     model is meant for (sentence-transformers' limit, else the tokenizer's, else `max_positions`); `vocab_size`;
     `pooling` (mean, cls, max, ..., joined by `+`), `normalize`, `lowercase` and `modules` (what else
-    sentence-transformers appends) where given; `labels` of a classifier, by index; `generation` of a model that
-    generates (see `_generation`) and `image` of one that takes images (see `_image`).
+    sentence-transformers appends) where given; `labels` of a classifier, by index, and its `problem_type` where given;
+    `generation` of a model that generates (see `_generation`) and `image` of one that takes images (see `_image`).
     """
     found: dict[str, Any] = {"model_type": config["model_type"]}
     architectures = config.get("architectures")
@@ -69,6 +85,8 @@ def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, 
         and "Classification" in str(found.get("architecture", ""))
     ):
         found["labels"] = [labels[k] for k in sorted(labels, key=int)]
+        if isinstance(config.get("problem_type"), str):
+            found["problem_type"] = config["problem_type"]
     for name, further in (("generation", _generation(files, config)), ("image", _image(files, config))):
         if further:
             found[name] = further
@@ -77,13 +95,16 @@ def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, 
 
 def _generation(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
     """What ends and starts a text: `eos_token_id` (one or a list), `bos_token_id`, `pad_token_id` and
-    `decoder_start_token_id`, from `generation_config.json`, else from the config."""
+    `decoder_start_token_id`, from `generation_config.json`, else from the config; and those of `CHOICES` that are set,
+    from the file that transformers takes them from."""
     architecture = (config.get("architectures") or [""])[0]
     if not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")):
         return {}
     own = read_json(files["generation_config.json"]) if "generation_config.json" in files else {}
     found = {f"{n}_token_id": own.get(f"{n}_token_id", config.get(f"{n}_token_id")) for n in TOKENS}
-    return {name: token for name, token in found.items() if token is not None}
+    choices = own if "generation_config.json" in files else config
+    found |= {name: choices.get(name) for name, neutral in CHOICES.items() if choices.get(name) not in (neutral, [])}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _image(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:

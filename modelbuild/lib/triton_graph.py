@@ -67,18 +67,24 @@ def taken_by_sequences(batching: Mapping[str, Any], component: Component) -> set
     return {str(name) for name, _ in named}
 
 
-def link(ctx: Linking, backend: str, version: Path, config: Any) -> None:
-    """Put the graph into its version folder: `model.onnx` with its external data, or one plan a compute capability."""
+def link(ctx: Linking, backend: str, version: Path, config: Any, component: Component) -> None:
+    """Put a graph into its version folder: `model.onnx` with its external data, or one plan a compute capability."""
     sources = ctx.inputs["from"]
     if backend == "tensorrt":
         _link_plans(ctx, version, config)
         return
     (source,) = sources
-    ctx.link(source.model_path, version / onnx_files.MODEL)
-    for file in sorted(external_data.external_files(onnx_files.load(source.model_path, weights=False))):
-        ctx.link(source.model_path.parent / file, version / file)
+    link_onnx(ctx, source.path / component.file, version / onnx_files.MODEL)
     if backend == "python":
         triton_repository.write_program(version, GraphModel)
+
+
+def link_onnx(ctx: Linking, model: Path, place: Path) -> None:
+    """Put an ONNX file at a place, and its external data beside it."""
+    ctx.link(model, place)
+    for file in sorted(external_data.external_files(onnx_files.load(model, weights=False))):
+        if not (place.parent / file).exists():
+            ctx.link(model.parent / file, place.parent / file)
 
 
 def _link_plans(ctx: Linking, version: Path, config: Any) -> None:

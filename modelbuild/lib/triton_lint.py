@@ -144,11 +144,19 @@ def _warmup(config: Any, folder: Path) -> None:
 
 
 def _decoupled(config: Any, folder: Path) -> None:
-    if config.model_transaction_policy.decoupled:
+    if not config.model_transaction_policy.decoupled:
+        return
+    if not (config.backend == "python" and any(_sends(p) for p in folder.rglob("*.py"))):
         raise problem(
             "a decoupled model refuses plain requests, and this one answers once",
             hint="leave `model_transaction_policy` out",
         )
+    if config.response_cache.enable:
+        raise problem("a decoupled model has no response cache", hint="take out `response_cache`")
+
+
+def _sends(program: Path) -> bool:
+    return "get_response_sender" in program.read_text(encoding="utf-8", errors="replace")
 
 
 def _ensemble(config: Any, folder: Path) -> None:

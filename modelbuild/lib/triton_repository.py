@@ -14,18 +14,32 @@ from modelbuild.lib import triton_schema, triton_serving
 from modelbuild.lib.triton_lint import CONFIG
 from modelbuild.lib.triton_serving import (
     answers,
+    choosing,
     embeddings,
     entities,
+    generation,
     graph_model,
     labels,
+    pieces,
+    prompts,
+    reply_model,
     spans,
+    steps,
+    stream_model,
+    strings,
     text_model,
     tokens,
+    wishes,
 )
 
 PROGRAMS: Mapping[type[Any], tuple[ModuleType, ...]] = {
-    text_model.TextModel: (triton_serving, text_model, tokens, answers, embeddings, labels, entities, spans),
+    text_model.TextModel: (triton_serving, text_model, tokens, strings, answers, embeddings, labels, entities, spans),
     graph_model.GraphModel: (triton_serving, graph_model),
+    stream_model.StreamModel: (
+        *(triton_serving, stream_model, graph_model, tokens, strings),
+        *(prompts, wishes, generation, steps, choosing, pieces),
+    ),
+    reply_model.ReplyModel: (triton_serving, reply_model, wishes),
 }
 """What runs in the server -> the modules that it needs, itself the second."""
 LABELS = "labels.txt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,11 @@ class GraphModel:
     """Triton's `TritonPythonModel`. It reads those parameters of the onnxruntime backend that `OPTIONS` names."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        import onnxruntime as ort
-
         config = json.loads(args["model_config"])
-        given = {name: p["string_value"] for name, p in config.get("parameters", {}).items()}
         self.batched = config["max_batch_size"] > 0
         self.inputs = [i["name"] for i in config["input"]]
         self.outputs = [o["name"] for o in config["output"]]
-        provider: Any = "CPUExecutionProvider"
-        if args["model_instance_kind"] == "GPU":
-            provider = ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]})
-        path = str(Path(__file__).parent.parent / MODEL)
-        self.session = ort.InferenceSession(path, options(ort, config, given), providers=[provider])
-        name = provider if isinstance(provider, str) else provider[0]
-        if self.session.get_providers()[0] != name:
-            raise RuntimeError(f"ONNX Runtime runs on {self.session.get_providers()[0]}, not on {name}")
+        self.session = opener(args)(Path(__file__).parent.parent / MODEL)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Requests of one shape run together, others each alone; one response a request, in order."""
@@ -71,6 +60,27 @@ class GraphModel:
                 responses[i] = pb_utils.InferenceResponse(output_tensors=tensors)
                 first = end or 0
         return responses
+
+
+def opener(args: Mapping[str, str]) -> Callable[[Path], Any]:
+    """What opens an ONNX Runtime session of a file as a model's config says, on the instance's device."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime as ort
+
+    config = json.loads(args["model_config"])
+    given = {name: p["string_value"] for name, p in config.get("parameters", {}).items()}
+    provider: Any = "CPUExecutionProvider"
+    if args["model_instance_kind"] == "GPU":
+        provider = ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]})
+
+    def opened(path: Path) -> Any:
+        session = ort.InferenceSession(str(path), options(ort, config, given), providers=[provider])
+        name = provider if isinstance(provider, str) else provider[0]
+        if session.get_providers()[0] != name:
+            raise RuntimeError(f"ONNX Runtime runs on {session.get_providers()[0]}, not on {name}")
+        return session
+
+    return opened
 
 
 OPTIONS = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena", "enable_mem_pattern")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import COUNTED, TASKS
+from .strings import decoded
 from .tokens import Tokenizer
 
 try:
@@ -37,7 +38,7 @@ class TextModel:
         places: list[tuple[int, int, int]] = []
         for i, request in enumerate(requests):
             try:
-                texts = [_texts(request, name) for name in self.task.texts]
+                texts = [decoded(pb_utils.get_input_tensor_by_name(request, n).as_numpy(), n) for n in self.task.texts]
             except ValueError as e:
                 responses[i] = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(e)))
                 continue
@@ -90,12 +91,3 @@ class TextModel:
         if response.has_error():
             raise pb_utils.TritonModelException(response.error().message())
         return [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in self.settings["outputs"]]
-
-
-def _texts(request: Any, name: str) -> list[str]:
-    """The strings of an input of shape (rows, 1); a `ValueError` for bytes that are no UTF-8."""
-    array = pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
-    try:
-        return [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in array]
-    except UnicodeDecodeError as e:
-        raise ValueError(f"`{name}` is not UTF-8: {e.reason} at byte {e.start}") from None
