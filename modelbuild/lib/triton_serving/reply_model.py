@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .wishes import CANCEL, NAME, STREAM
+from .wishes import CANCEL, NAME, STREAM, WRONG
 
 try:
     import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
@@ -67,7 +67,7 @@ class ReplyModel:
         try:
             for response in asked.exec(decoupled=True):
                 if response.has_error():
-                    answer = pb_utils.InferenceResponse(error=response.error())
+                    answer = pb_utils.InferenceResponse(error=_error(response.error().message()))
                 elif response.output_tensors():
                     arrays = [(t.name(), t.as_numpy()) for t in response.output_tensors()]
                     answer = pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(n, a) for n, a in arrays])
@@ -96,3 +96,10 @@ class ReplyModel:
             time.sleep(CANCEL_S)
         self.ending.set()
         self.watch.join()
+
+
+def _error(cause: str) -> Any:
+    """An error for the client, with the code that it is to have."""
+    if cause.startswith(WRONG):
+        return pb_utils.TritonError(cause.removeprefix(WRONG), pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.TritonError(cause)

@@ -16,7 +16,7 @@ from .graph_model import opener
 from .prompts import Prompt, Prompts
 from .steps import Steps
 from .strings import decoded
-from .wishes import CANCEL, NAME, STREAM, Wishes
+from .wishes import CANCEL, NAME, STREAM, WRONG, Wishes
 
 try:
     import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
@@ -33,8 +33,7 @@ class StreamModel:
     folder = Path(__file__).parent.parent
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.settings = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
-        self.prompts = Prompts(self.folder, self.settings)
+        self.read()
         steps = Steps(self.folder, self.settings, opener(args))
         # The first run is the slowest, and one that fails is better known now.
         batch, _ = steps.start([None, None], [[self.settings["pad_id"]], [self.settings["pad_id"]] * 2])
@@ -42,20 +41,24 @@ class StreamModel:
         self.named: dict[str, Answer] = {}
         self.generator = Generator(steps, self.prompts.rust, self.settings)
 
+    def read(self) -> None:
+        """Read the settings and the tokenizer."""
+        self.settings = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
+        self.prompts = Prompts(self.folder, self.settings)
+
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
+            parameters = json.loads(request.parameters() or "{}")
             try:
-                self._take(request, sender)
+                self._take(request, parameters, sender)
             except ValueError as e:
-                self._refuse(sender, str(e))
+                cause = f"{WRONG}{e}" if NAME in parameters else str(e)
+                error = pb_utils.TritonError(cause, pb_utils.TritonError.INVALID_ARG)
+                final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+                sender.send(pb_utils.InferenceResponse(error=error), flags=final)
 
-    def _refuse(self, sender: Any, cause: str) -> None:
-        error = pb_utils.TritonError(cause, pb_utils.TritonError.INVALID_ARG)
-        sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-    def _take(self, request: Any, sender: Any) -> None:
-        parameters = json.loads(request.parameters() or "{}")
+    def _take(self, request: Any, parameters: dict[str, Any], sender: Any) -> None:
         if CANCEL in parameters:
             self._cancel(parameters[CANCEL], sender)
             return

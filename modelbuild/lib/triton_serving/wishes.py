@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 STREAM = "stream"
 NAME, CANCEL = "_name", "_cancel"
 """Parameters between the two models: a name for a request, and the name of one that is no longer wanted."""
+WRONG = "asked wrong: "
+"""What an error between the two models begins with where the client is to blame: codes get lost between models."""
 INTERNAL = ("triton_", "_")
 """Beginnings of parameters that are the server's own, and ours between the two models."""
 MOST_STOPS = 16
