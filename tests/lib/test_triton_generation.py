@@ -188,6 +188,12 @@ def test_a_text_ends_where_no_more_tokens_are_wanted(recite: Callable[..., gener
     assert (heard.texts, heard.reasons, heard.made) == (["one two"], ["length"], [7])
 
 
+def test_half_a_character_at_the_end_is_left_out(recite: Callable[..., generators.Direct]) -> None:
+    heard = recite("Grüße").ask(["a"], max_new_tokens=5)
+
+    assert (heard.texts, heard.made) == (["Grü"], [5])
+
+
 @pytest.mark.parametrize("prompt", ["▁Hello", ""])
 def test_spaces_of_sentencepiece_are_kept_where_they_stand_between_texts(prompt: str) -> None:
     from tokenizers import Tokenizer, decoders

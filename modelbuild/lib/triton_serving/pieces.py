@@ -31,7 +31,7 @@ class Pieces:
         return self._told(self._gained(final=False))
 
     def finish(self) -> str:
-        """What was held back, when no token follows."""
+        """What was held back, when no token follows, but for a character that is not whole."""
         told = self._told(self._gained(final=True))
         rest, self.held = self.held, ""
         return told if self.stopped else told + rest
@@ -39,7 +39,9 @@ class Pieces:
     def _gained(self, *, final: bool) -> str:
         known = self._decoded(self.first, self.read)
         whole = self._decoded(self.first, len(self.tokens))
-        if whole == known or (whole.endswith(HALF) and not final):
+        if final:
+            whole = whole.rstrip(HALF)
+        if whole == known or whole.endswith(HALF):
             return ""
         first, self.first, self.read = self.read, self.read, len(self.tokens)
         # Where a later token changes earlier text (a decoder that joins `' m`), that has been told already.
