@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from modelbuild.artifact import Component
+from modelbuild.artifact import Descriptor
 from modelbuild.commands import tritonserver
 from modelbuild.commands.options import echo_json, json_option, opens_project, target_argument
 from modelbuild.commands.served import repository
@@ -59,7 +59,7 @@ def command(
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             tritonserver.wait(server, ports, log, seconds)
-            _tell(f"{tritonserver.LOOPBACK}:{http_port}", settings["model"], made.descriptor.components, as_json)
+            _tell(made.descriptor, http_port, grpc_port, as_json)
             return 0 if server.wait() == 0 else 1
         except KeyboardInterrupt:
             click.echo("stopping", err=True)
@@ -73,13 +73,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _tell(url: str, model: str, components: dict[str, Component], as_json: bool) -> None:
-    asked = components[model]
+def _tell(served: Descriptor, http_port: int, grpc_port: int, as_json: bool) -> None:
+    """Say where the models are, and how the one that is for users is asked, and the one that streams."""
+    url, model, stream = f"{tritonserver.LOOPBACK}:{http_port}", served.settings["model"], served.settings.get("stream")
     if as_json:
-        echo_json({"url": f"http://{url}", "model": model, "models": list(components)})
+        echo_json({"url": f"http://{url}", "model": model, "models": list(served.components)})
         return
-    click.echo(f"serving {', '.join(components)} at http://{url}; Ctrl-C stops it\n")
-    command_line = client.curl(url, model, asked)
-    if command_line:
-        click.echo(f"{command_line}\n")
-    click.echo(client.python(url, model, asked))
+    click.echo(f"serving {', '.join(served.components)} at http://{url}; Ctrl-C stops it\n")
+    for name in (model, stream) if stream else (model,):
+        command_line = client.curl(url, name, served.components[name], streams=name == stream)
+        if command_line:
+            click.echo(f"{command_line}\n")
+    if stream:
+        click.echo(f"{client.streaming(f'{tritonserver.LOOPBACK}:{grpc_port}', stream)}\n")
+    click.echo(client.python(url, model, served.components[model]))

@@ -231,6 +231,7 @@ def build(spec: Spec, ctx: Context) -> None:
     generates = lender is not None and triton_generation.servable(first.task)
     if generates:
         given = {n: bool(getattr(spec, n)) for n in ("dynamic_batching", "response_cache", "model_warmup", "buckets")}
+        given |= {n: True for n in ("dynamic_batching", "response_cache") if n in spec.text_model}
         triton_generation.require_options(spec.triton, spec.backend, given)
     backend = "python" if generates and spec.backend is None else _backend(spec, sources)
     name = spec.name or first.task or "model"
@@ -248,7 +249,7 @@ def build(spec: Spec, ctx: Context) -> None:
         components = {name: _serve_text(spec, ctx, lender, name, f"{name}_model", size), f"{name}_model": served}
     else:
         components = _serve_graphs(spec, ctx, backend, name)
-        settings["model"] = next(iter(components))
+        settings["model"] = f"{name}_encoder" if f"{name}_encoder" in components else next(iter(components))
     triton_repository.write_requirements(ctx.out, {p: TOOLS[p] for p in packages}, spec.triton)
     if spec.response_cache:
         settings["response_cache"] = True

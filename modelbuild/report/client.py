@@ -1,4 +1,7 @@
-"""What a user pastes into their own client to ask a served model: curl and Python, made from the descriptor."""
+"""What a user pastes into their own client to ask a served model: curl and Python, made from the descriptor.
+
+A model that streams answers plain requests with an error: it is asked by Triton's generate extension, or by gRPC.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,13 @@ def datatype(tensor: Tensor) -> str:
     return DATATYPES.get(tensor.dtype, tensor.dtype.upper())
 
 
-def curl(url: str, model: str, component: Component) -> str | None:
+def curl(url: str, model: str, component: Component, *, streams: bool = False) -> str | None:
     """A command that asks a model that takes text; None for other models."""
     if not takes_text(component):
         return None
+    if streams:
+        asked = json.dumps({"text": SAMPLE, "max_new_tokens": 20})
+        return f"curl -sN http://{url}/v2/models/{model}/generate_stream -d '{asked}'"
     inputs = [{"name": t.name, "shape": [1, 1], "datatype": "BYTES", "data": [SAMPLE]} for t in component.inputs]
     return f"curl -s http://{url}/v2/models/{model}/infer -d '{json.dumps({'inputs': inputs})}'"
 
@@ -40,6 +46,30 @@ def python(url: str, model: str, component: Component) -> str:
             "inputs[-1].set_data_from_numpy(array)",
         ]
     lines += [f'answer = client.infer("{model}", inputs)', f'print(answer.as_numpy("{component.outputs[0].name}"))']
+    return "\n".join(lines)
+
+
+def streaming(url: str, model: str) -> str:
+    """A program that asks a model that streams, by `tritonclient[grpc]`; `url` is gRPC's."""
+    lines = [
+        "import queue",
+        "import numpy as np",
+        "import tritonclient.grpc as triton",
+        "",
+        f'client, pieces = triton.InferenceServerClient("{url}"), queue.Queue()',
+        "client.start_stream(lambda result, error: pieces.put((result, error)))",
+        f'given = triton.InferInput("text", [1, 1], "{DATATYPES["string"]}")',
+        f'given.set_data_from_numpy(np.array([["{SAMPLE}"]], dtype=object))',
+        f'client.async_stream_infer("{model}", [given], parameters={{"max_new_tokens": 20}})',
+        'reason = b""',
+        "while not reason:",
+        "    result, error = pieces.get()",
+        "    if error:",
+        "        raise error",
+        '    print(result.as_numpy("generated_text")[0, 0].decode(), end="", flush=True)',
+        '    reason = result.as_numpy("finish_reason")[0, 0]',
+        "client.stop_stream()",
+    ]
     return "\n".join(lines)
 
 

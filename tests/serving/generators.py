@@ -66,7 +66,13 @@ def exported(folder: Path, source: Path, **options: Any) -> Artifact:
 
 
 def recital(folder: Path, text: str, *, context: int = 512, work: int = 0) -> Artifact:
-    """An adopted decoder without weights that says `text` from the beginning after a prompt of one token, then ends.
+    """The adopted artifact of what `write_recital` writes."""
+    write_recital(folder, text, context=context, work=work)
+    return run_kind("onnx", folder / "made", {"task": "text-generation"}, sources={"path": folder})
+
+
+def write_recital(folder: Path, text: str, *, context: int = 512, work: int = 0) -> None:
+    """A decoder without weights that says `text` from the beginning after a prompt of one token, then ends.
 
     Its next token is a function of the position alone, the cache is for show. `work` makes every step multiply two
     matrices of that size.
@@ -125,7 +131,6 @@ def recital(folder: Path, text: str, *, context: int = 512, work: int = 0) -> Ar
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "max_position_embeddings": context}
     config |= {"vocab_size": size, "eos_token_id": END, "pad_token_id": PAD}
     (folder / "config.json").write_text(json.dumps(config))
-    return run_kind("onnx", folder / "made", {"task": "text-generation"}, sources={"path": folder})
 
 
 def served(folder: Path, source: Artifact, **options: Any) -> Artifact:

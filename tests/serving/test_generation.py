@@ -18,6 +18,8 @@ import pytest
 from modelbuild.artifact import Artifact
 from modelbuild.commands import tritonserver
 from modelbuild.lib import sessions
+from modelbuild.report import client
+from tests.sandbox import Sandbox
 from tests.serving import generators
 from tests.serving.conftest import Served
 
@@ -41,7 +43,7 @@ def graphs(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("graphs")
     found = {name: generators.exported(folder / name, source) for name, source in sources.items()}
     found["recital"] = generators.recital(folder / "recital", SAID)
-    found["slow"] = generators.recital(folder / "slow", LONG, work=512, context=2048)
+    found["slow"] = generators.recital(folder / "slow", LONG, work=768, context=2048)
     return found
 
 
@@ -307,8 +309,8 @@ def test_an_empty_text_and_a_very_long_one(server: Served, sources: dict[str, Pa
 # --- clients that leave -----------------------------------------------------------------------------------------
 
 
-def _free(server: Served, seconds: float = 10) -> None:
-    """Both slots of the slow model are free soon: two texts are answered at once."""
+def _free(server: Served, seconds: float = 5) -> None:
+    """Both slots of the slow model are free soon, and not only when the texts in them end (after about 20 s)."""
     started = time.monotonic()
     assert generate(server, "slow", ["a", "b"], max_new_tokens=3)["generated_tokens"] == [3, 3]
     assert time.monotonic() - started < seconds
@@ -374,3 +376,41 @@ def test_a_server_that_is_stopped_under_load_ends_cleanly(
     assert client.texts == [LONG[:150]]
     client.close()
     assert running.process.wait(30) == 0
+
+
+# --- the verbs --------------------------------------------------------------------------------------------------
+
+
+def test_ask_prints_the_reply_or_the_pieces_as_they_come(server: Served, tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    generators.write_recital(sandbox.root / "recipes" / "model", SAID)
+    sandbox.recipe("""
+        onnx:  {kind: onnx, path: model, task: text-generation}
+        serve: {kind: triton-repo, from: onnx, name: recital}
+    """)
+    sandbox.built()
+    asked = ["ask", "serve", "--text", "a", "--url", server.url]
+
+    reply = sandbox.run(*asked)
+    streamed = sandbox.run(*asked, "--text", "b", "--stream", "--parameter", "stop= 😀", "--parameter", "temperature=0")
+    events = sandbox.run(*asked, "--stream", "--json", "--parameter", "max_new_tokens=3")
+    refused = [sandbox.run(*asked, *more, "--parameter", "max_tokens=3") for more in ((), ("--stream",))]
+    wrong = sandbox.run(*asked, "--parameter", "max_new_tokens")
+
+    assert f"generated_text [1, 1]\n  {SAID}\n" in reply.out, reply
+    assert "client.infer(" in reply.err
+    assert streamed.out == "Grüße, 世界\nGrüße, 世界\n", streamed
+    assert "generate_stream" in streamed.err
+    assert '"generated_text": "G"' in events.out
+    assert all("unknown parameter `max_tokens`" in ran.err and ran.code == 1 for ran in refused), refused
+    assert "`max_new_tokens` is not a parameter" in wrong.err
+
+
+def test_the_program_that_serve_prints_streams(server: Served) -> None:
+    program = client.streaming(f"127.0.0.1:{server.ports.grpc}", "recital_stream")
+    pytest.importorskip("tritonclient.grpc", reason="grpcio is not installed")
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == " 世界 😀 — it'", "20 bytes, from the ninth on: the sample has nine"
