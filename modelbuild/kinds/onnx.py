@@ -78,7 +78,7 @@ from modelbuild.lib.export_tasks import OPSETS, OTHER_NAMES, TASKS
 if TYPE_CHECKING:
     from modelbuild.lib.export import Exported, Options
 
-VERSION = 2
+VERSION = 3
 TOOLS = {
     "torch": "export",
     "transformers": "export",

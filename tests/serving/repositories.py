@@ -28,7 +28,7 @@ def checkpoint(folder: Path, task: str, **config: Any) -> Path:
     import transformers
 
     labels = LABELS.get(task)
-    if labels:
+    if labels and "id2label" not in config:
         config = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}, **config}
     made = transformers.BertConfig(**models.ENCODER, initializer_range=0.5, **config)
     torch.manual_seed(0)

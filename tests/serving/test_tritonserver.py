@@ -175,6 +175,32 @@ def test_labels_and_scores_are_those_of_transformers(server: Served, sources: di
         np.testing.assert_allclose(answer["score"][i, 0], rows[0]["score"], atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "names"),
+    [
+        ("single_label_classification", repositories.LABELS["text-classification"]),
+        ("multi_label_classification", repositories.LABELS["text-classification"]),
+        ("regression", ["grade"]),
+        ("regression", ["x", "y"]),
+        (None, ["good"]),
+    ],
+)
+def test_scores_are_made_as_the_checkpoint_says_what_its_problem_is(
+    tmp_path: Path, problem_type: str | None, names: list[str]
+) -> None:
+    labels = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    source = repositories.checkpoint(tmp_path / "source", "text-classification", problem_type=problem_type, **labels)
+    graph = repositories.exported(tmp_path / "graph", source, "text-classification")
+    made = repositories.served(tmp_path / "served", graph)
+
+    answer = repositories.Direct(made).answers([list(models.SENTENCES)])
+
+    theirs = _pipeline(source, "text-classification", top_k=None)(list(models.SENTENCES))
+    for scores, rows in zip(answer["scores"], theirs, strict=True):
+        expected = {row["label"]: row["score"] for row in rows}
+        np.testing.assert_allclose(scores, [expected[n] for n in names], atol=5e-5)
+
+
 def test_the_server_names_the_best_classes_where_a_client_asks_for_them(server: Served) -> None:
     from tritonclient import http
 
