@@ -250,7 +250,8 @@ def build(spec: Spec, ctx: Context) -> None:
     else:
         components = _serve_graphs(spec, ctx, backend, name)
         settings["model"] = f"{name}_encoder" if f"{name}_encoder" in components else next(iter(components))
-    triton_repository.write_requirements(ctx.out, {p: TOOLS[p] for p in packages}, spec.triton)
+    gpu = any(group.get("kind") == "KIND_GPU" for group in spec.instance_group or ())
+    triton_repository.write_requirements(ctx.out, {p: TOOLS[p] for p in packages}, spec.triton, gpu=gpu)
     if spec.response_cache:
         settings["response_cache"] = True
         ctx.log("`response_cache` needs the server's `--cache-config local,size=BYTES`")

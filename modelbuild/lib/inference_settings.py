@@ -50,6 +50,12 @@ OFFSET_POSITIONS = (
 )
 """Model types whose first position is one after the padding index."""
 
+OWN_NAMES_OF_POSITIONS = {
+    **dict.fromkeys(("codegen", "ctrl", "gpt2", "gpt_bigcode", "gptj", "openai-gpt"), "n_positions"),
+    "mpt": "max_seq_len",
+}
+"""Model types whose config names its number of positions in its own way (T5's `n_positions` is no limit)."""
+
 
 def settings(files: Mapping[str, Path], config: Mapping[str, Any]) -> dict[str, Any]:
     """Inference settings (JSON values) that the checkpoint's own files state.
@@ -142,7 +148,7 @@ def _sides(size: Any) -> dict[str, int]:
 
 def _positions(config: Mapping[str, Any]) -> int | None:
     """Tokens that have a position embedding; RoBERTa and its kin start counting after the padding index."""
-    positions = config.get("max_position_embeddings")
+    positions = config.get(OWN_NAMES_OF_POSITIONS.get(config["model_type"], "max_position_embeddings"))
     if not isinstance(positions, int) or positions <= 0:
         return None
     if config["model_type"] in OFFSET_POSITIONS:

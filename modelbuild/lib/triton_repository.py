@@ -48,10 +48,11 @@ DEFAULT_SIZE = 16
 """What a dynamic dimension (not the batch) is in warm-up where the recipe names no size."""
 
 
-def write_requirements(folder: Path, packages: Mapping[str, str], release: str) -> None:
+def write_requirements(folder: Path, packages: Mapping[str, str], release: str, *, gpu: bool = False) -> None:
     """Write what a server needs to have installed, `requirements.txt`, if anything; `packages` maps to our extras.
 
-    Versions are those here, but for numpy: the stubs of servers up to 24.10 need one below 2.
+    Versions are those here, but for numpy: the stubs of servers up to 24.10 need one below 2. With `gpu` ONNX Runtime
+    is the package for GPUs, of the same version.
     """
     lines = []
     for package, extra in sorted(packages.items()):
@@ -59,7 +60,8 @@ def write_requirements(folder: Path, packages: Mapping[str, str], release: str) 
             lines.append("numpy>=1.26,<2" if triton_schema.number(release) <= LAST_OF_NUMPY_1 else "numpy>=1.26")
             continue
         try:
-            lines.append(f"{package}=={metadata.version(package)}")
+            found = metadata.version(package)
+            lines.append(f"{package}-gpu=={found}" if gpu and package == "onnxruntime" else f"{package}=={found}")
         except metadata.PackageNotFoundError:
             hint = f"pip install 'modelbuild[{extra}]'"
             raise problem(f"the package `{package}` is not installed", hint=hint) from None

@@ -109,6 +109,13 @@ def test_options_go_to_the_model_that_runs_the_graphs(recital: Artifact, tmp_pat
     assert written["defaults"] == {"temperature": 0.7, "stop": ["."]}
 
 
+def test_on_a_gpu_the_server_needs_onnx_runtime_for_gpus(recital: Artifact, tmp_path: Path) -> None:
+    made = run_kind("triton-repo", tmp_path, {"instance_group": [{"kind": "KIND_GPU"}]}, inputs={"from": recital})
+
+    lines = (made.path / "requirements.txt").read_text().splitlines()
+    assert [line.split("==")[0] for line in lines[1:]] == ["onnxruntime-gpu", "tokenizers"]
+
+
 def test_what_the_checkpoint_says_of_generation_travels(recital: Artifact, tmp_path: Path) -> None:
     generation = {"eos_token_id": [3, 4], "pad_token_id": 1, "bos_token_id": 2, "no_repeat_ngram_size": 3}
     generation |= {"max_new_tokens": 17, "num_beams": 4, "do_sample": True}

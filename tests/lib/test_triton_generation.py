@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelbuild import artifact
 from modelbuild.lib.triton_serving import choosing, wishes
 from modelbuild.lib.triton_serving.pieces import Pieces
 from modelbuild.lib.triton_serving.wishes import Wishes
@@ -87,6 +88,24 @@ def test_texts_that_come_while_others_run_are_no_different(make: Make, model_typ
         assert heard[-1].begun.wait(10)
 
     assert [h.texts[0] for h in heard] == expected
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model_type", ["gpt2", "t5"])
+def test_a_cache_that_stays_on_a_device_makes_no_difference(make: Make, model_type: str) -> None:
+    """By the way that a GPU takes, on the device that there always is."""
+    source, direct = make(model_type)
+    place = direct.model.folder.parent.parent.parent
+    bound = generators.Direct(artifact.read(place), device=("cpu", 0))
+    expected = [generators.expected(source, text, max_new_tokens=30) for text in TEXTS]
+
+    heard = []
+    for text in TEXTS:
+        heard.append(bound.ask([text], max_new_tokens=30))
+        assert heard[-1].begun.wait(10)
+
+    assert [h.texts[0] for h in heard] == expected
+    bound.close()
 
 
 RULES: dict[str, dict[str, Any]] = {

@@ -128,7 +128,7 @@ def write_recital(folder: Path, text: str, *, context: int = 512, work: int = 0)
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(folder / "recital.onnx"))
-    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "max_position_embeddings": context}
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": context}
     config |= {"vocab_size": size, "eos_token_id": END, "pad_token_id": PAD}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -172,13 +172,13 @@ class Heard:
 class Direct:
     """A model that streams, run here as the server would run it."""
 
-    def __init__(self, made: Artifact) -> None:
+    def __init__(self, made: Artifact, device: tuple[str, int] | None = None) -> None:
         name = made.descriptor.settings["stream"]
         self.model = StreamModel()
         self.model.folder = made.path / "models" / name / "1"
         self.model.read()
         self.settings = self.model.settings
-        self.steps = Steps(self.model.folder, self.settings, lambda path: sessions.open_session(path, threads=1))
+        self.steps = Steps(self.model.folder, self.settings, lambda p: sessions.open_session(p, threads=1), device)
         self.generator = Generator(self.steps, self.model.prompts.rust, self.settings)
 
     def ask(self, texts: Sequence[str], **parameters: Any) -> Heard:

@@ -47,10 +47,12 @@ class Chooser:
 
     def choose(self, logits: NDArray[Any]) -> int:
         """The next token from the logits (vocabulary,), which are taken as said from now on."""
-        scores = logits.astype(np.float32)
-        if not self.plain:
+        if self.plain:
+            token = int(logits.argmax())
+        else:
+            scores = logits.astype(np.float32)
             self.ruled(scores)
-        token = int(scores.argmax()) if not self.wishes.temperature else self._drawn(scores)
+            token = int(scores.argmax()) if not self.wishes.temperature else self._drawn(scores)
         self.tokens.append(token)
         return token
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Any]
+"""By name: numpy arrays, or ONNX Runtime's values where they stay on a GPU between steps."""
 AT_ONCE = 2048
 """Tokens of prompts (rows times columns) that go through the graph at once: each has logits of the whole vocabulary."""
 LEAST_COLUMNS = 8
@@ -30,28 +31,36 @@ class Batch:
     def keep(self, places: Sequence[int]) -> None:
         """Leave only the rows at these places, and no tokens that are padding to all of them."""
         self.rows = [self.rows[i] for i in places]
-        self.source = {name: array[list(places)] for name, array in self.source.items()}
+        self.source = {name: _here(array)[list(places)] for name, array in self.source.items()}
         first = 0
         if self.mask is not None:
             self.mask = self.mask[list(places)]
             first = int(self.mask.any(axis=0).argmax())
             self.mask = self.mask[:, first:]
-        self.cache = {name: np.ascontiguousarray(array[list(places), :, first:]) for name, array in self.cache.items()}
+        self.cache = {
+            name: np.ascontiguousarray(_here(array)[list(places), :, first:]) for name, array in self.cache.items()
+        }
 
     def join(self, other: Batch) -> None:
         """Take in the rows of another batch (of a decoder-only model)."""
         assert self.mask is not None
         assert other.mask is not None
         length = max(self.mask.shape[1], other.mask.shape[1])
-        mask = np.concatenate([_lengthened(b.mask, 1, length) for b in (self, other)])
+        mask = np.concatenate([_lengthened(m, 1, length) for m in (self.mask, other.mask)])
         self.cache = {
-            name: np.concatenate([_lengthened(b.cache[name], 2, length) for b in (self, other)]) for name in self.cache
+            name: np.concatenate([_lengthened(_here(b.cache[name]), 2, length) for b in (self, other)])
+            for name in self.cache
         }
         self.rows, self.mask = [*self.rows, *other.rows], mask
 
 
-def _lengthened(array: NDArray[Any] | None, axis: int, length: int) -> NDArray[Any]:
-    assert array is not None
+def _here(array: Any) -> NDArray[Any]:
+    """A numpy array of an array wherever it is."""
+    found: NDArray[Any] = array if isinstance(array, np.ndarray) else array.numpy()
+    return found
+
+
+def _lengthened(array: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     missing = [(length - array.shape[axis] if i == axis else 0, 0) for i in range(array.ndim)]
     return np.pad(array, missing)
 
@@ -63,9 +72,12 @@ class Steps:
     the inputs (name to dtype) and to the cache's names (`past` to `present`) and shape (`heads`, `size`, `dtype`).
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], open_session: Any) -> None:
-        """`open_session(path)` gives an ONNX Runtime session."""
-        self.settings = settings
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], open_session: Any, device: tuple[str, int] | None = None
+    ) -> None:
+        """`open_session(path)` gives an ONNX Runtime session. What goes from step to step stays on `device`, by ONNX
+        Runtime's name and number (`cuda`, 0), but when rows come or go; without one it is numpy arrays."""
+        self.settings, self.device = settings, device
         self.graph = settings["graphs"]["decoder"]
         self.decoder = open_session(folder / self.graph["file"])
         self.encoder = None
@@ -102,15 +114,41 @@ class Steps:
         return self._run(batch, np.asarray(tokens, np.int64)[:, None], mask)
 
     def _run(self, batch: Batch, tokens: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
+        if self.device is not None:
+            batch.source = {name: self._placed(array) for name, array in batch.source.items()}
         given = {"input_ids": tokens, **batch.cache, **batch.source}
         if mask is not None:
             given["attention_mask"] = mask
             given["position_ids"] = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :]
-        feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in self.graph["inputs"].items()}
-        logits, *present = self.decoder.run(self.outputs, feeds)
+        feeds = {name: _as(given[name], dtype) for name, dtype in self.graph["inputs"].items()}
+        logits, *present = self._outputs(feeds)
         batch.cache, batch.mask = dict(zip(self.graph["cache"], present, strict=True)), mask
-        last: NDArray[Any] = logits[:, -1]
+        last: NDArray[Any] = _here(logits)[:, -1]
         return last
+
+    def _outputs(self, feeds: Arrays) -> list[Any]:
+        """The decoder's outputs, all but the logits left on the device."""
+        if self.device is None:
+            return list(self.decoder.run(self.outputs, feeds))
+        binding = self.decoder.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in self.outputs[1:]:
+            binding.bind_output(name, *self.device)
+        self.decoder.run_with_iobinding(binding)
+        return list(binding.get_outputs())
+
+    def _placed(self, array: Any) -> Any:
+        """An array on the device, which needs to be sent there once."""
+        if self.device is None or not isinstance(array, np.ndarray):
+            return array
+        from onnxruntime import OrtValue
+
+        return OrtValue.ortvalue_from_numpy(array, *self.device)
 
     def _encoded(self, texts: Sequence[Sequence[int]]) -> Arrays:
         """What the decoder takes of the sources: the keys and values of the cross attention, and their mask."""
@@ -120,13 +158,18 @@ class Steps:
         given = {"input_ids": ids, "attention_mask": mask}
         feeds = {name: given[name].astype(dtype, copy=False) for name, dtype in graph["inputs"].items()}
         found = dict(zip(graph["gives"].values(), self.encoder.run(list(graph["gives"]), feeds), strict=True))
-        return {**found, "encoder_attention_mask": mask}
+        dtype = self.graph["inputs"].get("encoder_attention_mask", "int64")
+        return {**found, "encoder_attention_mask": mask.astype(dtype, copy=False)}
 
     def _empty(self, rows: int) -> Arrays:
         return {
             name: np.zeros((rows, c["heads"], 0, c["size"]), dtype=c["dtype"])
             for name, c in self.graph["cache"].items()
         }
+
+
+def _as(array: Any, dtype: str) -> Any:
+    return array.astype(dtype, copy=False) if isinstance(array, np.ndarray) else array
 
 
 def _padded(texts: Sequence[Sequence[int]], length: int, pad: int, *, left: bool) -> tuple[Any, Any]:

@@ -34,7 +34,8 @@ class StreamModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.read()
-        steps = Steps(self.folder, self.settings, opener(args))
+        device = ("cuda", int(args["model_instance_device_id"])) if args["model_instance_kind"] == "GPU" else None
+        steps = Steps(self.folder, self.settings, opener(args), device)
         # The first run is the slowest, and one that fails is better known now.
         batch, _ = steps.start([None, None], [[self.settings["pad_id"]], [self.settings["pad_id"]] * 2])
         steps.step(batch, [0, 0])
