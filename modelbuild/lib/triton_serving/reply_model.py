@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -79,17 +80,17 @@ class ReplyModel:
             sender.send(answer, flags=final)
 
     def _watch(self) -> None:
-        """Tell the other model of clients that are gone: cancelling does not reach it by itself."""
-        told: set[str] = set()
+        """Tell the other model of clients that are gone: cancelling does not reach it by itself.
+
+        It is told until the request ends, since of several instances only one has it.
+        """
         while not self.ending.wait(CANCEL_S):
             with self.lock:
                 asked = dict(self.asked)
-            told &= asked.keys()
             for name, (sender, texts) in asked.items():
-                if name not in told and sender.is_cancelled():
-                    told.add(name)
-                    for _ in self._request(texts, {CANCEL: name}).exec(decoupled=True):
-                        pass
+                if sender.is_cancelled():
+                    with contextlib.suppress(pb_utils.TritonModelException):
+                        list(self._request(texts, {CANCEL: name}).exec(decoupled=True))
 
     def finalize(self) -> None:
         while self.asked:
