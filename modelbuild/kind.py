@@ -223,6 +223,7 @@ BUILTIN: Mapping[str, str] = {
     "trt-plan": "modelbuild.kinds.trt_plan",
     "zip": "modelbuild.kinds.zip",
     "triton-repo": "modelbuild.kinds.triton_repo",
+    "dockerfile": "modelbuild.kinds.dockerfile",
 }
 """The kinds that ship with modelbuild, by name; a plugin adds its own by the entry-point group `modelbuild.kinds`."""
 

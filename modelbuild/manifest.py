@@ -71,8 +71,8 @@ def diff(old: Manifest, new: Manifest) -> tuple[Change, ...]:
 
 
 def history(stages: Sequence[tuple[Manifest, str]]) -> tuple[dict[str, Any], ...]:
-    """Manifests with their output digests as plain data, for a build that writes them down."""
-    return tuple({**msgspec.to_builtins(manifest), "output": output} for manifest, output in stages)
+    """Manifests with their keys and output digests as plain data, for a build that writes them down."""
+    return tuple({**msgspec.to_builtins(made), "key": key(made), "output": output} for made, output in stages)
 
 
 def lineage(stages: Sequence[tuple[Manifest, str]]) -> str:

@@ -33,7 +33,7 @@ from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import problem
 from modelbuild.kind import Context, Lineage, Ref
 
-VERSION = 1
+VERSION = 2
 TOOLS = {"numpy": "cpu", "onnxruntime": "cpu", "tokenizers": "cpu"}
 HARDWARE: tuple[str, ...] = ()
 RESOURCES: tuple[str, ...] = ()

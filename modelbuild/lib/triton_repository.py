@@ -27,13 +27,16 @@ from modelbuild.lib.triton_serving import (
     steps,
     stream_model,
     strings,
+    text_answers,
     text_model,
     tokens,
     wishes,
 )
 
+TEXT_ANSWERS = (tokens, answers, embeddings, labels, entities, spans)
+"""What `text_answers` needs."""
 PROGRAMS: Mapping[type[Any], tuple[ModuleType, ...]] = {
-    text_model.TextModel: (triton_serving, text_model, tokens, strings, answers, embeddings, labels, entities, spans),
+    text_model.TextModel: (triton_serving, text_model, text_answers, strings, *TEXT_ANSWERS),
     graph_model.GraphModel: (triton_serving, graph_model),
     stream_model.StreamModel: (
         *(triton_serving, stream_model, graph_model, tokens, strings),

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from .answers import COUNTED, TASKS
 from .strings import decoded
-from .tokens import Tokenizer
+from .text_answers import TextAnswers
 
 try:
     import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
@@ -27,9 +25,9 @@ class TextModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.settings = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
-        self.task = TASKS[self.settings["task"]]
-        self.tokenizer = Tokenizer(self.folder, self.settings)
-        self.outputs = [o.name for o in (*self.task.outputs(self.settings), *COUNTED)]
+        self.answers = TextAnswers(self.folder, self.settings, self._graph)
+        self.task = self.answers.task
+        self.outputs = [field.name for field in self.answers.fields]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response a request, in order; a request that cannot be read, or that the graph fails, gets an error."""
@@ -56,28 +54,6 @@ class TextModel:
             tensors = [pb_utils.Tensor(name, answered[name][first:end]) for name in self.outputs]
             responses[i] = pb_utils.InferenceResponse(output_tensors=tensors)
         return responses
-
-    def answers(self, columns: list[list[str]]) -> dict[str, NDArray[Any]]:
-        """Every output for all texts, first axis the texts. Rows of like length go to the graph together."""
-        tokens = self.tokenizer(columns)
-        order = np.argsort([len(row.ids) for row in tokens.rows], kind="stable")
-        reduced: list[Any] = [None] * len(order)
-        most = self.settings["rows"] or len(order)
-        for first in range(0, len(order), most):
-            chosen = [int(i) for i in order[first : first + most]]
-            rows = tokens.take(chosen)
-            inputs = self.tokenizer.padded(rows + rows[:1] * self._missing(len(rows)))
-            outputs = self._graph(inputs)
-            inputs = {name: array[: len(rows)] for name, array in inputs.items()}
-            kept = [output[: len(rows)] for output in outputs]
-            for place, value in zip(chosen, self.task.reduce(rows, inputs, kept, self.settings), strict=True):
-                reduced[place] = value
-        answered = self.task.answer(tokens, columns, reduced, self.settings)
-        return {**answered, "tokens": tokens.counts[:, None], "truncated": tokens.truncated[:, None]}
-
-    def _missing(self, rows: int) -> int:
-        """Rows to add for a graph that takes a fixed number of them."""
-        return self.settings["rows"] - rows if self.settings["rows_fixed"] else 0
 
     def _graph(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run the graph's model in this server; a `TritonModelException` with its error when it fails."""
