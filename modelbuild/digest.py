@@ -104,17 +104,21 @@ class StatCache:
 
     def _row(self, stat: os.stat_result) -> Row | None:
         file = _signed(stat.st_dev), _signed(stat.st_ino)
-        with self._lock:
-            if file in self._learnt or self._database is None:
-                return self._learnt.get(file)
-            if self._all is not None:
-                found = self._all.get(file)
-            else:
-                try:
-                    found = self._database.execute(SELECT, file).fetchone()
-                except sqlite3.Error as e:
-                    self._give_up(e)
-                    return None
+        everything = self._all
+        if everything is not None and not self._learnt:
+            found = everything.get(file)
+        else:
+            with self._lock:
+                if file in self._learnt or self._database is None:
+                    return self._learnt.get(file)
+                if self._all is not None:
+                    found = self._all.get(file)
+                else:
+                    try:
+                        found = self._database.execute(SELECT, file).fetchone()
+                    except sqlite3.Error as e:
+                        self._give_up(e)
+                        return None
         if found is None:
             return None
         size, mtime, ctime, digest, checksum = found
@@ -191,7 +195,7 @@ class Row(NamedTuple):
 def _checksum(file: tuple[int, int], row: Row) -> int | None:
     """Of a row's values, to tell one that was damaged; None for values that no row can have."""
     try:
-        packed = struct.pack("<5q", *file, *row.stamps) + row.digest.encode()
+        packed = PACKED.pack(*file, *row.stamps) + row.digest.encode()
     except (struct.error, AttributeError, UnicodeError):
         return None
     return _signed(xxhash.xxh3_64_intdigest(packed))
@@ -211,6 +215,7 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
+PACKED = struct.Struct("<5q")
 SELECT_ALL = "select device, inode, size, mtime, ctime, digest, checksum from entries"
 SELECT = "select size, mtime, ctime, digest, checksum from entries where device = ? and inode = ?"
 INSERT = "insert or replace into entries values (?, ?, ?, ?, ?, ?, ?)"

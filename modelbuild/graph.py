@@ -5,6 +5,7 @@ This is all that deciding needs. It is plain data, so that it can be kept betwee
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -80,12 +81,17 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         return all(values.get(axis) == value for axis, value in wanted.items())
 
 
-class Graph(msgspec.Struct, frozen=True):
+class Graph(msgspec.Struct, frozen=True, dict=True):
     """All targets of a project, inputs before what is made of them."""
 
     nodes: dict[str, Node]
     defaults: dict[str, tuple[str, ...]]
     """recipe -> what `modelbuild build RECIPE` builds."""
+
+    @functools.cached_property
+    def positions(self) -> dict[str, int]:
+        """Where each target stands among all."""
+        return {name: i for i, name in enumerate(self.nodes)}
 
     def closure(self, names: Iterable[str]) -> tuple[str, ...]:
         """`names` and everything they need, in build order."""
@@ -95,7 +101,7 @@ class Graph(msgspec.Struct, frozen=True):
             if name not in wanted:
                 wanted.add(name)
                 pending.extend(self.nodes[name].needs())
-        return tuple(name for name in self.nodes if name in wanted)
+        return tuple(sorted(wanted, key=self.positions.__getitem__))
 
     def dependents(self, name: str) -> tuple[str, ...]:
         """The targets that refer to `name` directly."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat as modes
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,14 @@ MOST_FILES = 200_000
 def read(source: Source, cache: StatCache) -> tuple[SourceUse, SourceFact]:
     """The files of a source and its digest; a `ProblemError` when it is missing, empty or unreadable."""
     path = _package_folder(source) if source.role == "package" else Path(source.path)
+    try:
+        if not source.siblings:
+            info = os.stat(path)  # noqa: PTH116 - most sources are one file, and one look at it is enough
+            if modes.S_ISREG(info.st_mode):
+                _require_text((path,), source)
+                return SourceUse(path, (path,)), SourceFact(cache.digest(path, info), path.suffix.lower())
+    except (OSError, ValueError):
+        pass  # what it is instead is told below
     try:
         files = tuple(_files(path, source))
         _require_text(files, source)

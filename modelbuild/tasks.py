@@ -162,8 +162,10 @@ class TargetTasks:
         }
 
     def tasks(self, names: Sequence[str]) -> list[Task]:
-        """The tasks of `names`."""
-        return [Task(task_name(n), **self.describe(n)) for n in names]
+        """The tasks of `names`, which depend on one another and on nothing else."""
+        among = {task_name(n) for n in names}
+        found = [(task_name(n), self.describe(n)) for n in names]
+        return [Task(n, **{**d, "task_dep": [t for t in d["task_dep"] if t in among]}) for n, d in found]
 
 
 def task_name(name: str) -> str:
@@ -171,14 +173,17 @@ def task_name(name: str) -> str:
     return name.replace("=", "~")
 
 
-def run(rebuilder: Rebuilder, names: Sequence[str], *, jobs: int, keep_going: bool) -> int:
-    """Bring `names` and all they need up to date with `jobs` builds at a time; the exit code."""
-    closure = rebuilder.graph.closure(names)
+def run(rebuilder: Rebuilder, stale: Sequence[str], *, jobs: int, keep_going: bool) -> int:
+    """Bring `stale` up to date with `jobs` builds at a time; the exit code.
+
+    They are in build order, and all else that they need is up to date: doit, whose own work takes 0.2 ms a task, is
+    told of no more than them.
+    """
     targets = TargetTasks(rebuilder)
-    control = TaskControl(targets.tasks(closure))
-    control.process([task_name(n) for n in closure])  # all of them, in order: doit's own is that of its sets
+    control = TaskControl(targets.tasks(stale))
+    control.process([task_name(n) for n in stale])  # all of them, in order: doit's own is that of its sets
     memory = Dependency(Forgetful, "")
-    reporter = EventReporter(rebuilder.sink, {task_name(n): n for n in closure})
+    reporter = EventReporter(rebuilder.sink, {task_name(n): n for n in stale})
     common = (memory, reporter, keep_going, False, Stream(0))
     runner = Runner(*common) if jobs == 1 else MThreadRunner(*common, num_process=jobs)
     with _interruptible():

@@ -70,16 +70,17 @@ def _bring(
     blocked = tuple(p for d in surveyed for p in d.problems)
     if blocked and not keep_going:
         raise ProblemError(*blocked)
-    if all(d.action == "fresh" for d in surveyed):
-        for decision in surveyed:
+    for decision in surveyed:
+        if decision.action == "fresh":
             sink(events.Fresh(decision.target, decision.key or ""))
+    stale = [d.target for d in surveyed if d.action != "fresh"]
+    if not stale:
         return 0
     from modelbuild import tasks
     from modelbuild.rebuild import Rebuilder
 
     project.store.prepare()
-    rebuilder = Rebuilder(decider, sink)
-    return tasks.run(rebuilder, names, jobs=jobs, keep_going=keep_going)
+    return tasks.run(Rebuilder(decider, sink), stale, jobs=jobs, keep_going=keep_going)
 
 
 class Tally:

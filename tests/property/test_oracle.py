@@ -173,9 +173,11 @@ class Build:
         self.plan = {d.target: d for d in Decider(opened.graph, opened.store).survey(names)}
         self.happened: list[events.AnyEvent] = []
         decider = Decider(opened.graph, opened.store)
-        decider.survey(names)
+        surveyed = decider.survey(names)
+        self.happened += [events.Fresh(d.target, d.key or "") for d in surveyed if d.action == "fresh"]
+        stale = tuple(d.target for d in surveyed if d.action != "fresh")
         opened.store.prepare()
-        self.code = tasks.run(Rebuilder(decider, self.happened.append), names, jobs=jobs, keep_going=False)
+        self.code = tasks.run(Rebuilder(decider, self.happened.append), stale, jobs=jobs, keep_going=False)
         self.digests = {name: record.digest for name, record in decider.finished.items()}
         self.values = {
             name: (opened.store.names.path(node.recipe, node.short) / "value.txt").read_text()
