@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from modelbuild import pins, sweep
@@ -19,9 +21,18 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
         raise click.BadParameter(f"`{value}` is no size: write it `20GB`", context, parameter) from None
 
 
+def _days(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A number of days: `nan` is none, though no comparison says so."""
+    if math.isnan(value):
+        raise click.BadParameter("`nan` is no number of days", context, parameter)
+    return value
+
+
 @click.command("gc")
 @click.option("--dry-run", "-n", is_flag=True, help="Only say what would be removed.")
-@click.option("--keep-days", type=click.FloatRange(min=0), default=0.0, help="Keep artifacts built this recently.")
+@click.option(
+    "--keep-days", type=click.FloatRange(min=0), callback=_days, default=0.0, help="Keep artifacts built this recently."
+)
 @click.option("--max-size", metavar="SIZE", callback=_bytes, help="Remove the oldest until the store fits: `20GB`.")
 @json_option
 @opens_project

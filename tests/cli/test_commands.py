@@ -508,6 +508,9 @@ def test_gc_keeps_what_is_young_where_asked_to(built: Sandbox) -> None:
     built.data("a.txt", "two")
     built.built()
 
+    refused = built.run("gc", "--keep-days", "nan")
+    assert refused.code == 2
+    assert "`nan` is no number of days" in refused.err
     assert "0 artifacts" in built.run("gc", "--keep-days", "1").out
     assert "5 artifacts" in built.run("gc", "--keep-days", "0").out
 
