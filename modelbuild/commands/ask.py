@@ -15,7 +15,7 @@ import msgspec
 
 from modelbuild.artifact import Component
 from modelbuild.commands.options import echo_json, json_option, opens_project, target_argument
-from modelbuild.commands.served import repository
+from modelbuild.commands.served import served
 from modelbuild.errors import BuildError, Problem, problem
 from modelbuild.project import Project
 from modelbuild.report import client
@@ -66,7 +66,7 @@ def command(
 
     Any server of the Open Inference Protocol v2 will do that serves the target's model.
     """
-    descriptor = repository(project, pattern).descriptor
+    descriptor = served(project, pattern).descriptor
     streaming = descriptor.settings.get("stream")
     if stream and not streaming:
         raise problem("the target does not stream", task=descriptor.task or "none", hint="leave out `--stream`")

@@ -1,22 +1,26 @@
-"""`modelbuild serve`: start a Triton server of a target on this machine."""
+"""`modelbuild serve`: start the server of a target on this machine."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
 
 import click
 
-from modelbuild.artifact import Descriptor
-from modelbuild.commands import tritonserver
+from modelbuild.artifact import Artifact, Descriptor
+from modelbuild.commands import container, tritonserver
 from modelbuild.commands.options import echo_json, json_option, opens_project, target_argument
-from modelbuild.commands.served import repository
+from modelbuild.commands.served import served
+from modelbuild.errors import problem
 from modelbuild.project import Project
 from modelbuild.report import client
 
-CACHE = "--cache-config=local,size=67108864"
+NEEDED = {"response_cache": "--cache-config=local,size=67108864", "rate_limiter": "--rate-limit=execution_count"}
+"""What a server is to be started with, by the setting of the repository that asks for it."""
 
 
 @click.command("serve")
@@ -42,31 +46,59 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Serve TARGET, of kind `triton-repo`, on 127.0.0.1 until interrupted; print how to ask it when it is ready.
+    """Serve TARGET on 127.0.0.1 until interrupted; print how to ask it when it is ready.
 
-    The server is `--tritonserver`, else $MODELBUILD_TRITONSERVER, else `tritonserver` on the PATH. Options after `--`
-    go to it.
+    A target of kind `triton-repo` is served by `--tritonserver`, else $MODELBUILD_TRITONSERVER, else `tritonserver` on
+    the PATH; options after `--` go to it. One of kind `dockerfile` is served by the program that the container runs, in
+    an environment with its packages, which is made where this one does not have them.
     """
-    made = repository(project, pattern)
-    settings = made.descriptor.settings
-    extra = [CACHE] if settings.get("response_cache") and not any("--cache-config" in m for m in more) else []
+    made = served(project, pattern)
+    ours = made.descriptor.settings.get("runtime") == "onnxruntime"
     ports = tritonserver.Ports(http_port, grpc_port, metrics_port)
-    found = tritonserver.find(program)
-    with tempfile.TemporaryDirectory(prefix="modelbuild-serve-") as folder:
-        log = None if verbose else Path(folder) / "server.log"
-        models = tritonserver.view((made.path / "models").resolve(), Path(folder) / "models")
-        server = tritonserver.start(found, models, ports, log, [*extra, *more])
-        before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    with tempfile.TemporaryDirectory(prefix="modelbuild-serve-") as name:
+        folder, server = Path(name), None
+        log = folder / "server.log"
         try:
-            tritonserver.wait(server, ports, log, seconds)
+            if ours:
+                if program or more:
+                    raise problem("the container's own server takes no options", hint="set `MODELSERVER_...` variables")
+                server = container.start(made.path.resolve(), http_port, None if verbose else log)
+                container.wait(server, http_port, None if verbose else log, seconds)
+            else:
+                server = _start_triton(made, folder, ports, program, more, None if verbose else log)
+                tritonserver.wait(server, ports, None if verbose else log, seconds)
             _tell(made.descriptor, http_port, grpc_port, as_json)
+            sys.stdout.flush()
             return 0 if server.wait() == 0 else 1
         except KeyboardInterrupt:
             click.echo("stopping", err=True)
             return 0
         finally:
-            tritonserver.stop(server)
+            if server:
+                tritonserver.stop(server)
             signal.signal(signal.SIGTERM, before)
+
+
+def _start_triton(
+    made: Artifact,
+    folder: Path,
+    ports: tritonserver.Ports,
+    program: Path | None,
+    more: tuple[str, ...],
+    log: Path | None,
+) -> subprocess.Popen[str]:
+    """A tritonserver of a repository, or of the one that a Dockerfile is around."""
+    settings = made.descriptor.settings
+    extra = [
+        option
+        for setting, option in NEEDED.items()
+        if settings.get(setting) and not any(m.startswith(option.partition("=")[0]) for m in more)
+    ]
+    repository = made.path / ("models" if made.descriptor.format == "triton-repo" else "model")
+    found = tritonserver.find(program)
+    view = tritonserver.view(repository.resolve(), folder / "models")
+    return tritonserver.start(found, view, ports, log, [*extra, *more])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

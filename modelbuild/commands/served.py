@@ -8,17 +8,17 @@ from modelbuild.commands.show import record_of
 from modelbuild.errors import problem
 from modelbuild.project import Project
 
-FORMAT = "triton-repo"
+FORMATS = ("triton-repo", "dockerfile")
 
 
-def repository(project: Project, pattern: str) -> Artifact:
-    """The artifact of the one target that a pattern means; a `ProblemError` unless it is a model repository."""
+def served(project: Project, pattern: str) -> Artifact:
+    """The artifact of the one target that a pattern means; a `ProblemError` unless it is something to serve."""
     name = project.one(pattern)
     made = artifact.read(project.store.out(record_of(project, name).key))
-    if made.descriptor.format != FORMAT:
+    if made.descriptor.format not in FORMATS:
         raise problem(
             f"`{name}` is not something to serve",
             format=made.descriptor.format,
-            hint=f"add a target `{{kind: {FORMAT}, from: {project.graph.nodes[name].short}}}`",
+            hint=f"add a target `{{kind: {FORMATS[0]}, from: {project.graph.nodes[name].short}}}`",
         )
     return made

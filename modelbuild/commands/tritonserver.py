@@ -55,7 +55,7 @@ def find(given: Path | None) -> str:
 
 def start(program: str, repository: Path, ports: Ports, log: Path | None, more: Sequence[str]) -> subprocess.Popen[str]:
     """Start a server of a repository; what it says goes to `log`, or to our stderr. Ends when this process ends."""
-    taken = [p for p in msgspec.structs.astuple(ports) if not _free(p)]
+    taken = [p for p in msgspec.structs.astuple(ports) if not free(p)]
     if taken:
         raise problem(f"port {taken[0]} is in use", hint="choose others with --http-port, --grpc-port, --metrics-port")
     arguments = [program, f"--model-repository={repository}", *more]
@@ -72,7 +72,7 @@ def start(program: str, repository: Path, ports: Ports, log: Path | None, more: 
             stderr=subprocess.STDOUT if stream else None,
             text=True,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
 
@@ -92,11 +92,13 @@ def view(repository: Path, folder: Path) -> Path:
     return folder
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Called in a child: end it when its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free(port: int) -> bool:
+def free(port: int) -> bool:
+    """Whether a port of loopback can be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -109,7 +111,7 @@ def _free(port: int) -> bool:
 def wait(server: subprocess.Popen[str], ports: Ports, log: Path | None, seconds: float) -> None:
     """Return when every model is ready; a `ProblemError` with the server's reasons when it ends or takes too long."""
     until = time.monotonic() + seconds
-    while not _ready(ports.http):
+    while not ready(ports.http):
         if server.poll() is not None:
             raise problem(
                 "tritonserver does not serve this repository",
@@ -123,7 +125,8 @@ def wait(server: subprocess.Popen[str], ports: Ports, log: Path | None, seconds:
         time.sleep(0.1)
 
 
-def _ready(port: int) -> bool:
+def ready(port: int) -> bool:
+    """Whether a server of the protocol says that it is ready."""
     try:
         with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/v2/health/ready", timeout=2) as reply:
             return int(reply.status) == 200

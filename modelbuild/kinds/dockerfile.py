@@ -77,6 +77,10 @@ OWN = ("tokenizer", "text", "device", *OF_TEXT)
 """Options that `runtime: triton` does not take: they are the repository's."""
 
 
+NEEDED = {"response_cache": "--cache-config=local,size=67108864", "rate_limiter": "--rate-limit=execution_count"}
+"""What a Triton server is to be started with, by the setting of the repository that asks for it."""
+
+
 class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
     from_: Annotated[Ref, Lineage(), Meta(description="The model; a `triton-repo` for `runtime: triton`.")]
     tokenizer: Annotated[Ref, Meta(description="Where the tokenizer comes from; else the model's own.")] | None = None
@@ -264,8 +268,7 @@ def _around_triton(spec: Spec, ctx: Context, source: Artifact) -> None:
     name = found.settings["model"]
     base = _base(spec, ctx, f"{container_context.TRITON}:{found.settings['triton']}-py3")
     command = ["tritonserver", "--model-repository=/models"]
-    if found.settings.get("response_cache"):
-        command.append("--cache-config=local,size=67108864")
+    command += [option for setting, option in NEEDED.items() if found.settings.get(setting)]
     labels = _labels(spec, ctx, spec.name or name)
     container_context.write_triton_dockerfile(
         ctx.out, spec.name or name, base, labels, command, requirements=requirements

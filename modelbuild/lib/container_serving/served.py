@@ -28,6 +28,12 @@ class GraphModel:
         self.inputs = [_tensor(t) for t in told["inputs"]]
         self.outputs = [_tensor(t) for t in told["outputs"]]
         self.batched = bool(told["batched"])
+        self.symbols = [
+            (t["name"], axis, size)
+            for t in told["inputs"]
+            for axis, size in enumerate(t["shape"])
+            if isinstance(size, str)
+        ]
         self.session = _session(folder / told["file"], device, threads)
 
     def like(self, inputs: Arrays) -> Hashable:
@@ -35,12 +41,13 @@ class GraphModel:
         return tuple(inputs[t.name].shape[1:] for t in self.inputs)
 
     def rows(self, inputs: Arrays) -> int:
-        if not self.batched:
-            return 1
-        sizes = {len(array) for array in inputs.values()}
-        if len(sizes) > 1:
-            raise RefusalError(f"the inputs have different numbers of rows: {', '.join(map(str, sorted(sizes)))}")
-        return sizes.pop()
+        """The rows of a request, whose dimensions of one name are checked to be of one size."""
+        sizes: dict[str, int] = {}
+        for name, axis, symbol in self.symbols:
+            size = inputs[name].shape[axis]
+            if sizes.setdefault(symbol, size) != size:
+                raise RefusalError(f"`{symbol}` is {sizes[symbol]} in one input and {size} in `{name}`")
+        return len(inputs[self.inputs[0].name]) if self.batched else 1
 
     def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
         if not self.batched:
@@ -141,7 +148,7 @@ def _session(file: Path, device: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; its own lines are no JSON
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = PROVIDERS[device]
     session = onnxruntime.InferenceSession(str(file), options, providers=wanted)
