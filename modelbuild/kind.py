@@ -221,6 +221,7 @@ BUILTIN: Mapping[str, str] = {
     "int8": "modelbuild.kinds.int8",
     "fp16": "modelbuild.kinds.fp16",
     "trt-plan": "modelbuild.kinds.trt_plan",
+    "verified": "modelbuild.kinds.verified",
     "zip": "modelbuild.kinds.zip",
     "triton-repo": "modelbuild.kinds.triton_repo",
     "dockerfile": "modelbuild.kinds.dockerfile",
