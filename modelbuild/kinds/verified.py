@@ -125,9 +125,6 @@ def build(spec: Spec, ctx: Context) -> None:
     figures = {name: comparison.rounded(value) for name, value in found.figures.items()}
     for name in spec.require:
         comparison.require_known(name, figures)
-    for name, value in figures.items():
-        if "." not in name:
-            ctx.metric(name, value)
     _judge(spec, figures, found, ctx)
     for path in sorted(model.path.rglob("*")):
         name = path.relative_to(model.path).as_posix()
