@@ -94,7 +94,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
     ) = None
     port: Annotated[int, Meta(description="Where it listens.", ge=1024, le=65535)] = 8000
     workers: Annotated[int, Meta(description="Batches at once; 0: one for each core, one on a GPU.", ge=0)] = 0
-    threads: Annotated[int, Meta(description="Threads of ONNX Runtime; 0: one for each core.", ge=0)] = 0
+    threads: Annotated[int, Meta(description="Threads of a batch; 0: all cores if it is alone, else one.", ge=0)] = 0
     max_batch_size: Annotated[int, Meta(description="Rows of a batch, and of a request, at most.", ge=1)] = 32
     max_queue: Annotated[int, Meta(description="Rows that wait, at most; more are answered 503.", ge=1)] = 1024
     max_body_bytes: Annotated[int, Meta(description="Bytes of a body, at most; more are answered 413.", ge=1)] = 2**24
@@ -239,7 +239,9 @@ def _models(
     components: dict[str, Component] = {}
     if lender is not None:
         wanted = triton_text.Wanted(aggregation=spec.aggregation, **{o: getattr(spec, o) for o in OF_TEXT})
-        settings = container_models.text_settings(source, lender, wanted, f"{name}_model", spec.max_batch_size)
+        settings = container_models.text_settings(
+            source, lender, wanted, f"{name}_model", spec.max_batch_size, spec.device
+        )
         folder = ctx.out / container_context.MODEL / "texts" / name
         folder.mkdir(parents=True)
         triton_text.files(folder, lender, settings)

@@ -24,13 +24,14 @@ from modelbuild.lib.container_serving import (
     measures,
     protocol,
     served,
+    sessions,
     settings,
 )
 from modelbuild.lib.triton_repository import TEXT_ANSWERS
 from modelbuild.lib.triton_serving import strings, text_answers
 
 MODEL, SERVER, PACKAGE, SUMS = "model", "server", "modelserver", "SHA256SUMS"
-OWN = (container_serving, app, batches, check, health, logs, main, measures, protocol, served, settings)
+OWN = (container_serving, app, batches, check, health, logs, main, measures, protocol, served, sessions, settings)
 SHARED = (triton_serving, strings, text_answers, *TEXT_ANSWERS)
 FLAVOURS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 BASES = {

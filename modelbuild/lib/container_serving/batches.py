@@ -36,6 +36,7 @@ class Batches:
         self.run, self.max_rows, self.max_queue = run, max_rows, max_queue
         self.waiting: deque[Job] = deque()
         self.rows = 0
+        self.idle = 0
         self.changed = threading.Condition()
         self.open = True
         self.threads = [threading.Thread(target=self._work, daemon=True, name=f"batch-{i}") for i in range(workers)]
@@ -75,17 +76,23 @@ class Batches:
             batch[0].future.get_loop().call_soon_threadsafe(_deliver, batch, ran)
 
     def _take(self) -> list[Job]:
-        """The oldest request, and those after it that can share its batch; none when closed."""
+        """The oldest request, and those after it that can share its batch; none when closed.
+
+        Workers that are idle too get their share of what waits.
+        """
         with self.changed:
+            self.idle += 1
             while not self.waiting:
                 if not self.open:
                     return []
                 self.changed.wait()
+            most = min(self.max_rows, -(-self.rows // self.idle))
+            self.idle -= 1
             first = self.waiting.popleft()
             batch, rows, left = [first], first.rows, deque[Job]()
-            while self.waiting and rows < self.max_rows:
+            while self.waiting and rows < most:
                 job = self.waiting.popleft()
-                if job.like == first.like and rows + job.rows <= self.max_rows:
+                if job.like == first.like and rows + job.rows <= most:
                     batch.append(job)
                     rows += job.rows
                 else:

@@ -28,14 +28,13 @@ def main() -> int:
         told = json.loads((folder / "server.json").read_text(encoding="utf-8"))
         settings = read(told["settings"], os.environ)
         found = cores()
-        threads = settings.threads or found
-        models = served.load(folder, told, threads)
+        models = served.load(folder, told, settings.threads, found)
     except Exception as e:
         log.error("not started: %s", e, exc_info=not isinstance(e, OSError | ValueError))
         return 1
     workers = settings.workers or (1 if told["device"] == "gpu" else found)
     endpoints = Endpoints(models, settings, told, workers)
-    log.info("serving", extra={logs.FIELDS: {"models": list(models), "workers": workers, "threads": threads}})
+    log.info("serving", extra={logs.FIELDS: {"models": list(models), "workers": workers, "cores": found}})
     config = uvicorn.Config(
         endpoints.app(),
         host=settings.host,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 from ..triton_serving.strings import decoded
 from ..triton_serving.text_answers import TextAnswers
 from .protocol import DATATYPES, DTYPES, STRINGS, Arrays, RefusalError, Tensor
+from .sessions import Sessions
 
-PROVIDERS = {"cpu": ["CPUExecutionProvider"], "gpu": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 SAMPLE = "a sample text"
 
 
@@ -23,7 +22,7 @@ class GraphModel:
 
     platform = "onnxruntime_onnx"
 
-    def __init__(self, folder: Path, told: Mapping[str, Any], device: str, threads: int) -> None:
+    def __init__(self, folder: Path, told: Mapping[str, Any], device: str, threads: int, cores: int) -> None:
         self.name = str(told["name"])
         self.inputs = [_tensor(t) for t in told["inputs"]]
         self.outputs = [_tensor(t) for t in told["outputs"]]
@@ -34,7 +33,7 @@ class GraphModel:
             for axis, size in enumerate(t["shape"])
             if isinstance(size, str)
         ]
-        self.session = _session(folder / told["file"], device, threads)
+        self.sessions = Sessions(folder / told["file"], device, threads, cores)
 
     def like(self, inputs: Arrays) -> Hashable:
         """What must be equal for requests to share a batch."""
@@ -63,7 +62,7 @@ class GraphModel:
     def _ran(self, inputs: Arrays) -> Arrays:
         names = [t.name for t in self.outputs]
         fed = {t.name: _of_text(inputs[t.name]) if t.datatype == STRINGS else inputs[t.name] for t in self.inputs}
-        return dict(zip(names, self.session.run(names, fed), strict=True))
+        return dict(zip(names, self.sessions.run(names, fed), strict=True))
 
     def sample(self) -> Arrays:
         """A request of ones, free sizes 1."""
@@ -82,8 +81,8 @@ class TextModel:
     def __init__(self, folder: Path, told: Mapping[str, Any], graph: GraphModel) -> None:
         self.name = str(told["name"])
         settings = json.loads((folder / told["folder"] / "settings.json").read_text(encoding="utf-8"))
-        outputs, session = settings["outputs"], graph.session
-        self.answers = TextAnswers(folder / told["folder"], settings, lambda inputs: list(session.run(outputs, inputs)))
+        outputs, run = settings["outputs"], graph.sessions.run
+        self.answers = TextAnswers(folder / told["folder"], settings, lambda inputs: run(outputs, inputs))
         self.inputs = [Tensor(name, STRINGS, (-1, 1)) for name in self.answers.task.texts]
         self.outputs = [Tensor(f.name, DATATYPES[f.dtype], (-1, *f.shape)) for f in self.answers.fields]
 
@@ -118,9 +117,9 @@ class TextModel:
 Model = GraphModel | TextModel
 
 
-def load(folder: Path, told: Mapping[str, Any], threads: int) -> dict[str, Model]:
+def load(folder: Path, told: Mapping[str, Any], threads: int, cores: int) -> dict[str, Model]:
     """The models that `server.json` tells of, by name, each run once."""
-    graphs = {g["name"]: GraphModel(folder, g, told["device"], threads) for g in told["graphs"]}
+    graphs = {g["name"]: GraphModel(folder, g, told["device"], threads, cores) for g in told["graphs"]}
     texts = {t["name"]: TextModel(folder, t, graphs[t["graph"]]) for t in told["texts"]}
     for text in texts.values():
         inputs = text.sample()
@@ -138,20 +137,3 @@ def _of_text(array: Any) -> Any:
         return np.array([v.decode() if isinstance(v, bytes) else v for v in array.ravel()], object).reshape(array.shape)
     except UnicodeDecodeError as e:
         raise RefusalError(f"a string is not UTF-8: {e.reason} at byte {e.start}") from None
-
-
-def _session(file: Path, device: str, threads: int) -> Any:
-    """A session on the device; a `RuntimeError` where ONNX Runtime fell back to another."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised; its own lines are no JSON
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = PROVIDERS[device]
-    session = onnxruntime.InferenceSession(str(file), options, providers=wanted)
-    if session.get_providers()[0] != wanted[0]:
-        raise RuntimeError(f"ONNX Runtime does not run {file.name} on {wanted[0]}, but on {session.get_providers()[0]}")
-    return session

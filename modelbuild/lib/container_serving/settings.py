@@ -19,7 +19,7 @@ class Settings(NamedTuple):
     workers: int = 0
     """Batches that run at once; 0: as many as there are cores, one on a GPU."""
     threads: int = 0
-    """Threads of ONNX Runtime; 0: one for each core."""
+    """Threads of ONNX Runtime for each batch; 0: all cores for one that is alone, else one each (see `sessions`)."""
     max_batch_size: int = 32
     """Rows of one batch, and of one request."""
     max_queue: int = 1024

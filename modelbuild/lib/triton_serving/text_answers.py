@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,7 @@ class TextAnswers:
         tokens = self.tokenizer(columns)
         order = np.argsort([len(row.ids) for row in tokens.rows], kind="stable")
         reduced: list[Any] = [None] * len(order)
-        most = self.settings["rows"] or len(order)
-        for first in range(0, len(order), most):
-            chosen = [int(i) for i in order[first : first + most]]
+        for chosen in self._parts([len(row.ids) for row in tokens.rows], [int(i) for i in order]):
             rows = tokens.take(chosen)
             inputs = self.tokenizer.padded(rows + rows[:1] * self._missing(len(rows)))
             outputs = self.graph(inputs)
@@ -42,6 +40,26 @@ class TextAnswers:
                 reduced[place] = value
         answered = self.task.answer(tokens, list(columns), reduced, self.settings)
         return {**answered, "tokens": tokens.counts[:, None], "truncated": tokens.truncated[:, None]}
+
+    def _parts(self, lengths: Sequence[int], order: Sequence[int]) -> Iterator[list[int]]:
+        """The rows, shortest first, in parts that go to the graph together.
+
+        With `most_padding` a part ends where the padding would be more than that share of its tokens: a CPU gains
+        less by many rows than it loses by padding.
+        """
+        most = self.settings["rows"] or len(order)
+        padding = self.settings.get("most_padding")
+        part: list[int] = []
+        tokens = 0
+        for i in order:
+            padded = lengths[i] * (len(part) + 1)
+            if part and (len(part) == most or (padding is not None and padded > (tokens + lengths[i]) * (1 + padding))):
+                yield part
+                part, tokens = [], 0
+            part.append(i)
+            tokens += lengths[i]
+        if part:
+            yield part
 
     def _missing(self, rows: int) -> int:
         """Rows to add for a graph that takes a fixed number of them."""
