@@ -220,6 +220,7 @@ BUILTIN: Mapping[str, str] = {
     "fused": "modelbuild.kinds.fused",
     "int8": "modelbuild.kinds.int8",
     "fp16": "modelbuild.kinds.fp16",
+    "int4": "modelbuild.kinds.int4",
     "trt-plan": "modelbuild.kinds.trt_plan",
     "verified": "modelbuild.kinds.verified",
     "zip": "modelbuild.kinds.zip",
