@@ -161,6 +161,7 @@ class Decider:
             sources={field: fact for field, (_, fact) in read.items()},
             tools=tools.versions(node.tools),
             hardware=tools.hardware(node.hardware),
+            names=node.called(),
         )
         return made, {field: use for field, (use, _) in read.items()}
 

@@ -51,6 +51,8 @@ def sentence(change: Change, node: Node) -> str:
         case "lineage":
             names = ", ".join(f"`{n}`" for n in node.inputs.get(name, ()))
             return f"the history of {names} ({name}), which it contains, has changed"
+        case "names":
+            return f"the inputs of `{name}`, whose names it holds, are called {change.new}, before {change.old}"
         case "source":
             text = next((s.text for s in node.sources if s.field == name), None)
             if text is None:

@@ -65,11 +65,18 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """fact of the machine -> what helps where it has no such thing."""
     resources: tuple[str, ...]
     axes: tuple[Axis, ...] = ()
+    named: tuple[str, ...] = ()
+    """The fields whose inputs' names count."""
 
     @property
     def short(self) -> str:
         """The name within the recipe, as the link under `artifacts/<recipe>/` is called."""
         return self.name.partition(":")[2]
+
+    def called(self) -> dict[str, tuple[str, ...]]:
+        """The inputs of the fields whose names count, by their names; without the recipe's where it is this one."""
+        own = f"{self.recipe}:"
+        return {f: tuple(n.removeprefix(own) for n in self.inputs.get(f, ())) for f in self.named}
 
     def needs(self) -> Iterator[str]:
         """The full names of all inputs, each once."""

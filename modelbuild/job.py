@@ -28,6 +28,8 @@ class Job(msgspec.Struct, frozen=True):
     history: dict[str, tuple[dict[str, Any], ...]]
     out: Path
     scratch: Path
+    names: dict[str, tuple[str, ...]] = {}
+    """field -> what the recipe calls its inputs, where the kind writes that down."""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):

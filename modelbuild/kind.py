@@ -63,6 +63,10 @@ class Lineage(msgspec.Struct, frozen=True):
     """Makes a `Ref` hash how its input was made too, for kinds that write the build history into their output."""
 
 
+class Named(msgspec.Struct, frozen=True):
+    """Makes a `Ref` hash its targets' names too, for kinds that write them down (`Context.names`)."""
+
+
 Ref = Annotated[str, RoleMark("ref"), msgspec.Meta(description="the name of a target", min_length=1)]
 Source = Annotated[str, RoleMark("source"), msgspec.Meta(description="a path relative to the recipe", min_length=1)]
 Package = Annotated[
@@ -100,6 +104,7 @@ class FieldRole(msgspec.Struct, frozen=True):
     siblings: tuple[str, ...] = ()
     anywhere: bool = False
     lineage: bool = False
+    named: bool = False
 
 
 @functools.cache
@@ -124,6 +129,7 @@ def _field_role(name: str, attribute: str, hint: Any, required: bool) -> FieldRo
         siblings=by_type[Siblings].patterns if Siblings in by_type else (),
         anywhere=Anywhere in by_type,
         lineage=Lineage in by_type,
+        named=Named in by_type,
     )
 
 
@@ -160,6 +166,9 @@ class Context(Protocol):
 
     def history(self, field: str) -> tuple[dict[str, Any], ...]:
         """For a `Lineage` field: the manifest of every stage above, inputs before what was made of them."""
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """For a `Named` field: what the recipe calls its inputs (`int8[calibrate=minmax]`), in their order."""
 
     def link(self, src: Path, dst: Path) -> None:
         """Put the file or folder `src` at `dst`: a reflink, else (from an artifact) a hard link, else a copy."""
@@ -223,6 +232,8 @@ BUILTIN: Mapping[str, str] = {
     "int4": "modelbuild.kinds.int4",
     "trt-plan": "modelbuild.kinds.trt_plan",
     "verified": "modelbuild.kinds.verified",
+    "benchmark": "modelbuild.kinds.benchmark",
+    "ranked": "modelbuild.kinds.ranked",
     "zip": "modelbuild.kinds.zip",
     "triton-repo": "modelbuild.kinds.triton_repo",
     "dockerfile": "modelbuild.kinds.dockerfile",

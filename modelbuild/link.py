@@ -233,5 +233,6 @@ def _node(name: str, base: str, target: Target, inputs: dict[str, tuple[str, ...
         tools={tool: module.TOOLS.get(tool, "") for tool in sorted(kind.used_tools(module, target.spec))},
         hardware=dict(kind.used_hardware(module, target.spec)),
         resources=tuple(kind.used_resources(module, target.spec)),
+        named=tuple(f.name for f in roles.values() if f.named),
         axes=tuple(Axis(origin, axis, value) for (origin, axis), value in axes.items()),
     )

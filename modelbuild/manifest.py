@@ -30,6 +30,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, SourceFact]
     tools: dict[str, str | None]
     hardware: dict[str, str | None]
+    names: dict[str, tuple[str, ...]] = {}
+    """field -> what the recipe calls its inputs, for kinds that write that down."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -48,6 +50,8 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"option.{name}", canonical(value).decode()
     for name, digests in sorted(manifest.inputs.items()):
         yield f"input.{name}", " ".join(digests)
+    for name, called in sorted(manifest.names.items()):
+        yield f"names.{name}", " ".join(called)
     for name, lineage in sorted(manifest.lineage.items()):
         yield f"lineage.{name}", lineage
     for name, source in sorted(manifest.sources.items()):

@@ -107,6 +107,7 @@ class Rebuilder:
             history={field: manifest.history(self.decider.history(node.inputs[field])) for field in node.lineage},
             out=place / "out",
             scratch=place / "scratch",
+            names=node.called(),
         )
 
     def _folder(self, name: str) -> Path:

@@ -69,6 +69,7 @@ class BuildContext:
         self.sources: Mapping[str, Path] = {field: use.path for field, use in job.sources.items()}
         self._files = {field: use.files for field, use in job.sources.items()}
         self._history = job.history
+        self._names = job.names
         self._store_roots = tuple(p for paths in job.inputs.values() for p in paths)
         self._talk = talk
         self._last_progress = 0.0
@@ -82,6 +83,9 @@ class BuildContext:
 
     def history(self, field: str) -> tuple[dict[str, Any], ...]:
         return self._history[field]
+
+    def names(self, field: str) -> tuple[str, ...]:
+        return self._names[field]
 
     def link(self, src: Path, dst: Path) -> None:
         if not src.is_dir():

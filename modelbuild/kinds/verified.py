@@ -105,7 +105,7 @@ def resources(spec: Spec) -> Collection[str]:
 
 
 def build(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import comparison, samples
+    from modelbuild.lib import comparison, passing, samples
 
     model, reference = ctx.input(), ctx.inputs.get("against", ())
     data = samples.of(ctx.input("data"))
@@ -126,10 +126,7 @@ def build(spec: Spec, ctx: Context) -> None:
     for name in spec.require:
         comparison.require_known(name, figures)
     _judge(spec, figures, found, ctx)
-    for path in sorted(model.path.rglob("*")):
-        name = path.relative_to(model.path).as_posix()
-        if path.is_file() and name not in ("descriptor.json", TABLE):
-            ctx.link(path, ctx.out / name)
+    passing.link(ctx, model, TABLE)
     worst = [{"sample": number + 1, **values} for number, values in found.worst]
     table = {"samples": len(data), "figures": figures, "worst": worst}
     (ctx.out / TABLE).write_bytes(msgspec.json.format(msgspec.json.encode(table, order="sorted"), indent=2) + b"\n")

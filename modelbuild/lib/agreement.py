@@ -27,7 +27,7 @@ def cases(inputs: Sequence[Tensor], *, pad_left: bool = True) -> Iterator[tuple[
     """(name, inputs) for every shape of `SHAPES` that the inputs can have; a mask gets padding, right and left."""
     seen: set[tuple[tuple[int, ...], ...]] = set()
     for seed, (batch, length) in enumerate(SHAPES):
-        feeds = sessions.random_inputs(inputs, _sizes(inputs, batch, length), seed)
+        feeds = sessions.random_inputs(inputs, sizes(inputs, batch, length), seed)
         shapes = tuple(a.shape for a in feeds.values())
         if shapes in seen:
             continue
@@ -39,7 +39,7 @@ def cases(inputs: Sequence[Tensor], *, pad_left: bool = True) -> Iterator[tuple[
                 yield f"{batch}x{length}, padded {side}", {**feeds, **{n: _padded(feeds[n], side) for n in masks}}
 
 
-def _sizes(inputs: Sequence[Tensor], batch: int, length: int) -> Mapping[str, int]:
+def sizes(inputs: Sequence[Tensor], batch: int, length: int) -> Mapping[str, int]:
     """A size for each symbolic dimension: `batch` for those that come first somewhere, `length` for the others, and
     half of it for a cache (`past_...`), which is empty at length 1."""
     first = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], str)}

@@ -44,6 +44,7 @@ def run_kind(
     inputs: Mapping[str, Artifact | Sequence[Artifact]] | None = None,
     sources: Mapping[str, Path] | None = None,
     history: Mapping[str, tuple[dict[str, Any], ...]] | None = None,
+    names: Mapping[str, tuple[str, ...]] | None = None,
     heard: Heard | None = None,
 ) -> Artifact:
     """Build one artifact of kind `name` in `folder`; a failure raises the `ProblemError` a user would see.
@@ -72,6 +73,7 @@ def run_kind(
         history=dict(history or {}),
         out=folder / "out",
         scratch=folder / "scratch",
+        names=dict(names or {}),
     )
     task.out.mkdir(parents=True)
     task.scratch.mkdir()
