@@ -338,6 +338,7 @@ def report(names: Sequence[str], results: Mapping[tuple[str, int], Sequence[Load
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that servers are stopped
     try:
         sys.exit(main())
     except meter.BenchmarkError as e:
