@@ -74,7 +74,7 @@ from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem
 from modelbuild.kind import Context, Ref, SpecError
 
-VERSION = 2
+VERSION = 3
 TOOLS = {"tritonclient": "triton", "onnx": "cpu", "tokenizers": "cpu", "numpy": "cpu", "onnxruntime": "cpu"}
 HARDWARE: tuple[str, ...] = ()
 RESOURCES: tuple[str, ...] = ()
@@ -255,6 +255,9 @@ def build(spec: Spec, ctx: Context) -> None:
     if spec.response_cache:
         settings["response_cache"] = True
         ctx.log("`response_cache` needs the server's `--cache-config local,size=BYTES`")
+    if any("rate_limiter" in group for group in spec.instance_group or ()):
+        settings["rate_limiter"] = True
+        ctx.log("`rate_limiter` needs the server's `--rate-limit execution_count`")
     triton_lint.require_sound(ctx.out / REPOSITORY, spec.triton)
     ctx.describe(
         Descriptor(
@@ -324,7 +327,7 @@ def _serve_graph(
     from modelbuild.lib import triton_config, triton_graph, triton_parameters, triton_repository, triton_schema
 
     source = ctx.inputs["from"][0]
-    taken = triton_graph.taken_by_sequences(spec.sequence_batching or {}, component)
+    taken = triton_graph.taken_by_sequences(spec.sequence_batching or {}, component, backend)
     visible = msgspec.structs.replace(
         component,
         inputs=tuple(t for t in component.inputs if t.name not in taken),

@@ -50,11 +50,16 @@ def _largest_of_plan(settings: Mapping[str, Any]) -> int | None:
     return min(found, default=None)
 
 
-def taken_by_sequences(batching: Mapping[str, Any], component: Component) -> set[str]:
+def taken_by_sequences(batching: Mapping[str, Any], component: Component, backend: str) -> set[str]:
     """The graph's inputs and outputs that sequence batching feeds and reads: clients do not see them.
 
-    A `ProblemError` for one that the graph does not have.
+    A `ProblemError` for one that the graph does not have, and for a state that the backend would not keep.
     """
+    if backend == "python" and batching.get("state"):
+        raise problem(
+            "Triton keeps no `state` of sequences for the Python backend",
+            hint="`backend: onnxruntime` or `tensorrt` has it",
+        )
     inputs, outputs = [t.name for t in component.inputs], [t.name for t in component.outputs]
     named = [(c.get("name"), inputs) for c in batching.get("control_input", ())]
     for state in batching.get("state", ()):

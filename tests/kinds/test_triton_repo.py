@@ -253,6 +253,9 @@ def test_states_and_controls_of_sequences_are_not_asked_of_clients(encoder: Arti
     batching["control_input"] = [{"name": "attention", "control": [start]}]
     title = refusal(tmp_path / "b", encoder, text=False, sequence_batching=batching)
     assert title == "`sequence_batching` names `attention`, which the graph does not have"
+    state = {"state": [{"input_name": "attention_mask", "output_name": "last_hidden_state"}]}
+    title = refusal(tmp_path / "c", encoder, text=False, backend="python", sequence_batching=state)
+    assert title == "Triton keeps no `state` of sequences for the Python backend"
 
 
 # --- batches ----------------------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ def graphs(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     models.write_tokenizer(folder / "fixed")
     fixed = repositories.with_shape(folder / "fixed" / "encoder.onnx", 4, 16)
     (folder / "fixed" / "config.json").write_text('{"model_type": "bert"}')
+    adder = repositories.accumulator(folder / "adder" / "adder.onnx")
+    found["adder"] = run_kind("onnx", folder / "adder-onnx", {}, sources={"path": adder})
     options = {"task": "feature-extraction"}
     found["fixed"] = run_kind("onnx", folder / "fixed-onnx", options, sources={"path": fixed.parent})
     return found
@@ -124,6 +126,9 @@ def server(program: str, graphs: dict[str, Artifact], tmp_path_factory: pytest.T
     """One server of all repositories."""
     folder = tmp_path_factory.mktemp("repositories")
     warm = [{"batch_size": 4, "sizes": {"sequence": 8}}]
+    start = {"name": "start", "control": [{"kind": "CONTROL_SEQUENCE_START", "int32_false_true": [0, 1]}]}
+    sequences = {"oldest": {"max_candidate_sequences": 4}, "control_input": [start]}
+    limited = [{"kind": "KIND_CPU", "rate_limiter": {"resources": [{"name": "R", "count": 1}]}}]
     wanted: dict[str, tuple[str, dict[str, Any]]] = {
         "minilm": ("minilm", {"model_warmup": warm, "response_cache": False}),
         "bucketed": ("feature-extraction", {"buckets": [8, 16, 32], "pooling": "mean", "normalize": True}),
@@ -133,12 +138,13 @@ def server(program: str, graphs: dict[str, Artifact], tmp_path_factory: pytest.T
         "external": ("external", {"text": False, "parameters": {"intra_op_thread_count": 1}}),
         "fixed": ("fixed", {"pooling": "mean"}),
         "entities": ("token-classification", {}),
+        "adder": ("adder", {"sequence_batching": sequences, "instance_group": limited}),
     }
     made = [
         repositories.served(folder / name, graphs[graph], name=name, **options)
         for name, (graph, options) in wanted.items()
     ]
     cache = "--cache-config=local,size=1048576"
-    running = Served(program, folder, [m.path / "models" for m in made], cache)
+    running = Served(program, folder, [m.path / "models" for m in made], cache, "--rate-limit=execution_count")
     yield running
     tritonserver.stop(running.process)

@@ -56,6 +56,33 @@ def with_shape(path: Path, batch: int, sequence: int) -> Path:
     return path
 
 
+def accumulator(path: Path) -> Path:
+    """A graph for sequences: `y` is `x` plus `before`, or `x` alone where `start` is 1."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def column(name: str, dtype: int) -> Any:
+        return helper.make_tensor_value_info(name, dtype, ["batch", 1])
+
+    nodes = [
+        helper.make_node("Cast", ["start"], ["started"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "started"], ["kept"]),
+        helper.make_node("Mul", ["before", "kept"], ["old"]),
+        helper.make_node("Add", ["old", "x"], ["y"]),
+    ]
+    inputs = [
+        column("x", TensorProto.FLOAT),
+        column("before", TensorProto.FLOAT),
+        column("start", TensorProto.INT32),
+    ]
+    one = numpy_helper.from_array(np.ones((1, 1), np.float32), "one")
+    graph = helper.make_graph(nodes, "accumulator", inputs, [column("y", TensorProto.FLOAT)], [one])
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
 class Direct(TextModel):
     """A text model that runs its graph here, as the server would have it run."""
 

@@ -159,6 +159,21 @@ def test_external_weights_load_through_the_links_that_serve_makes(server: Served
     np.testing.assert_allclose(answer["last_hidden_state"], expected, atol=1e-6)
 
 
+def test_a_sequence_is_told_where_it_starts_and_clients_need_not_say(server: Served) -> None:
+    from tritonclient import http
+
+    found = []
+    for x, start, end in ((1, True, False), (2, False, False), (3, False, True)):
+        inputs = []
+        for name, value in (("x", x), ("before", 10)):
+            inputs.append(http.InferInput(name, [1, 1], "FP32"))
+            inputs[-1].set_data_from_numpy(np.array([[value]], np.float32))
+        asked = server.client().infer("adder", inputs, sequence_id=7, sequence_start=start, sequence_end=end)
+        found.append(asked.as_numpy("y").item())
+
+    assert found == [1, 12, 13]
+
+
 # --- the other tasks --------------------------------------------------------------------------------------------
 
 

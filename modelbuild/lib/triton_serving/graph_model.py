@@ -26,9 +26,10 @@ class GraphModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.batched = config["max_batch_size"] > 0
-        self.inputs = [i["name"] for i in config["input"]]
         self.outputs = [o["name"] for o in config["output"]]
         self.session = opener(args)(Path(__file__).parent.parent / MODEL)
+        # The graph's own, not the config's: sequence batching gives inputs that clients do not.
+        self.inputs = [i.name for i in self.session.get_inputs()]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Requests of one shape run together, others each alone; one response a request, in order."""
