@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from modelbuild.artifact import Artifact
 from modelbuild.commands import tritonserver
 from modelbuild.lib import sessions
 from modelbuild.report import client
-from tests.sandbox import Sandbox
+from tests.sandbox import REPOSITORY, Sandbox
 from tests.serving import generators
 from tests.serving.conftest import Served
 
@@ -414,3 +415,21 @@ def test_the_program_that_serve_prints_streams(server: Served) -> None:
 
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == " 世界 😀 — it'", "20 bytes, from the ninth on: the sample has nine"
+
+
+def test_the_how_to_s_programs_work(server: Served) -> None:
+    pytest.importorskip("tritonclient.grpc", reason="grpcio is not installed")
+    page = (REPOSITORY / "docs" / "howto" / "triton.md").read_text()
+    programs = [p for p in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if '"story' in p]
+    assert len(programs) == 2
+
+    for program in programs:
+        for said, meant in (
+            ("127.0.0.1:8000", server.url),
+            ("127.0.0.1:8001", f"127.0.0.1:{server.ports.grpc}"),
+            ('"story', '"recital'),
+        ):
+            program = program.replace(said, meant)
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == " 😀 — it's a día.\n\tDone"
