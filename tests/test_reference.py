@@ -58,7 +58,8 @@ def test_a_kinds_version_is_raised_when_its_source_changes_its_output() -> None:
 
 
 def _help(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    names = cli.context_settings["help_option_names"]  # a command keeps those of its first context
+    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100, help_option_names=names)
     return command.get_help(context)
 
 
