@@ -69,6 +69,11 @@ class Decider:
         """A target was brought up to date."""
         self._note(Decision(target=name, action="fresh", key=record.key, manifest=record.manifest, record=record))
 
+    def take(self, other: Decider, names: Iterable[str]) -> None:
+        """Know what another decider knows of targets that are the same in both graphs, and up to date."""
+        for name in names:
+            self.finish(name, other.finished[name])
+
     def _note(self, decision: Decision) -> None:
         self.decisions[decision.target] = decision
         if decision.action == "fresh" and decision.record is not None:

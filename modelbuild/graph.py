@@ -67,6 +67,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     axes: tuple[Axis, ...] = ()
     named: tuple[str, ...] = ()
     """The fields whose inputs' names count."""
+    varied: tuple[str, ...] = ()
+    """The fields whose inputs the build may ask for with other options."""
 
     @property
     def short(self) -> str:

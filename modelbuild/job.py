@@ -30,6 +30,8 @@ class Job(msgspec.Struct, frozen=True):
     scratch: Path
     names: dict[str, tuple[str, ...]] = {}
     """field -> what the recipe calls its inputs, where the kind writes that down."""
+    options: dict[str, tuple[dict[str, Any], ...]] = {}
+    """field -> the options of its inputs as the recipe has them, where the kind tries others."""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
@@ -58,6 +60,13 @@ class Linked(Message, frozen=True, tag="linked"):
     dst: str
 
 
+class Vary(Message, frozen=True, tag="vary"):
+    """The build asks for its inputs with other options of some targets: target -> option -> value."""
+
+    label: str
+    changes: dict[str, dict[str, Any]]
+
+
 class Failed(Message, frozen=True, tag="failed"):
     problems: tuple[Problem, ...]
 
@@ -69,10 +78,17 @@ class Done(Message, frozen=True, tag="done"):
     peak_rss_bytes: int
 
 
-AnyMessage = Progress | Log | Metric | Linked | Failed | Done
+AnyMessage = Progress | Log | Metric | Linked | Vary | Failed | Done
 
 
-def line(message: AnyMessage) -> bytes:
+class Varied(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The driver's answer to `Vary`: the folders of each field's artifacts, or why there are none."""
+
+    inputs: dict[str, tuple[str, ...]] = {}
+    problems: tuple[Problem, ...] = ()
+
+
+def line(message: AnyMessage | Varied) -> bytes:
     """The message as a line of JSON. What is no UTF-8 in it, such as a file's name, is shown escaped."""
     try:
         return msgspec.json.encode(message) + b"\n"

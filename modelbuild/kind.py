@@ -11,7 +11,9 @@ A kind is a module:
   package, hashed by content; all else is an option, hashed by value. There is no opt-out;
 - `build(spec, ctx)` makes the artifact in `ctx.out`;
 - optional: `tools(spec)`, `hardware(spec)` and `resources(spec)` narrow `TOOLS`, `HARDWARE` and `RESOURCES` to what
-  this spec uses. Where hardware is a mapping of names to texts, the text says what helps where the machine lacks it.
+  this spec uses. Where hardware is a mapping of names to texts, the text says what helps where the machine lacks it;
+- a kind with a `Varied` field has `tries(spec)`: for each target of the field, as the recipe names it, the options that
+  `Context.vary` may change, and values of them (all, or the ends of a range), which are checked when recipes are read.
 
 A kind imports heavy libraries inside `build` only: the driver imports the module to read its `Spec`.
 """
@@ -22,7 +24,7 @@ import functools
 import importlib
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
@@ -67,6 +69,10 @@ class Named(msgspec.Struct, frozen=True):
     """Makes a `Ref` hash its targets' names too, for kinds that write them down (`Context.names`)."""
 
 
+class Varied(msgspec.Struct, frozen=True):
+    """Makes the targets of a `Ref` those whose options the build may try with other values (`Context.vary`)."""
+
+
 Ref = Annotated[str, RoleMark("ref"), msgspec.Meta(description="the name of a target", min_length=1)]
 Source = Annotated[str, RoleMark("source"), msgspec.Meta(description="a path relative to the recipe", min_length=1)]
 Package = Annotated[
@@ -105,6 +111,7 @@ class FieldRole(msgspec.Struct, frozen=True):
     anywhere: bool = False
     lineage: bool = False
     named: bool = False
+    varied: bool = False
 
 
 @functools.cache
@@ -130,6 +137,7 @@ def _field_role(name: str, attribute: str, hint: Any, required: bool) -> FieldRo
         anywhere=Anywhere in by_type,
         lineage=Lineage in by_type,
         named=Named in by_type,
+        varied=Varied in by_type,
     )
 
 
@@ -169,6 +177,16 @@ class Context(Protocol):
 
     def names(self, field: str) -> tuple[str, ...]:
         """For a `Named` field: what the recipe calls its inputs (`int8[calibrate=minmax]`), in their order."""
+
+    def options(self, field: str) -> tuple[dict[str, Any], ...]:
+        """For a `Varied` field: the options of its targets as the recipe has them, in their order."""
+
+    def vary(self, label: str, changes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, tuple[Artifact, ...]]:
+        """For a kind with a `Varied` field: `inputs` as they are when options of its targets have other values.
+
+        `changes` is target -> option -> value. What differs is built, or taken from the store, as any target is; a
+        `ProblemError` where that fails. `label` tells these builds from the recipe's own.
+        """
 
     def link(self, src: Path, dst: Path) -> None:
         """Put the file or folder `src` at `dst`: a reflink, else (from an artifact) a hard link, else a copy."""
@@ -215,6 +233,12 @@ def used_resources(kind: Kind, spec: msgspec.Struct) -> Collection[str]:
     return _narrowed(kind, "RESOURCES", spec)
 
 
+def tried(kind: Kind, spec: msgspec.Struct) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    """What `Context.vary` may change: target -> option -> values; empty for a kind without `tries`."""
+    tries: Callable[[Any], Mapping[str, Mapping[str, Sequence[Any]]]] | None = getattr(kind, "tries", None)
+    return tries(spec) if tries else {}
+
+
 def _narrowed(kind: Kind, name: str, spec: msgspec.Struct) -> Collection[str]:
     """The kind's constant, or what its function of the same name in lower case says of the spec."""
     narrow: Callable[[Any], Collection[str]] | None = getattr(kind, name.lower(), None)
@@ -234,6 +258,7 @@ BUILTIN: Mapping[str, str] = {
     "verified": "modelbuild.kinds.verified",
     "benchmark": "modelbuild.kinds.benchmark",
     "ranked": "modelbuild.kinds.ranked",
+    "tuned": "modelbuild.kinds.tuned",
     "zip": "modelbuild.kinds.zip",
     "triton-repo": "modelbuild.kinds.triton_repo",
     "dockerfile": "modelbuild.kinds.dockerfile",

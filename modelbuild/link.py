@@ -6,10 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-import msgspec
-
-from modelbuild import kind
-from modelbuild.errors import Problem, suggestion
+from modelbuild import kind, variation
+from modelbuild.errors import Problem, ProblemError, suggestion
 from modelbuild.graph import Axis, Graph, Node, Source, split_variant
 from modelbuild.language.recipe import Recipe, Reference, Target
 
@@ -142,7 +140,17 @@ class _Linker:
             if field.role == "ref":
                 for _, inputs in choices:
                     inputs.setdefault(field.name, ())
-        return [_node(self._name(base, axes), base, target, inputs, axes) for axes, inputs in choices]
+        nodes = [_node(self._name(base, axes), base, target, inputs, axes) for axes, inputs in choices]
+        return self._varying(target, nodes) if any(field.varied for field in roles.values()) else nodes
+
+    def _varying(self, target: Target, nodes: list[Node]) -> list[Node]:
+        """Targets that try other options of those above them, with what they try checked; none where it is wrong."""
+        graph, tries = Graph(self.nodes, {}), kind.tried(kind.load(target.kind), target.spec)
+        try:
+            return [variation.checked(graph, node, tries) for node in nodes]
+        except ProblemError as e:
+            self.problems += e.problems
+            return []
 
     def _candidates(self, reference: Reference, recipe: str) -> list[Node]:
         base = self._base_of(reference, recipe)
@@ -222,7 +230,6 @@ def _node(name: str, base: str, target: Target, inputs: dict[str, tuple[str, ...
         kind=target.kind,
         version=module.VERSION,
         where=target.where,
-        spec=msgspec.to_builtins(target.spec),
         options=tuple(f.name for f in roles.values() if f.role == "option"),
         inputs=inputs,
         lineage=tuple(f.name for f in roles.values() if f.lineage),
@@ -230,9 +237,8 @@ def _node(name: str, base: str, target: Target, inputs: dict[str, tuple[str, ...
             Source(s.field, s.role, s.text, str(s.path), s.where, roles[s.field].files, roles[s.field].siblings)
             for s in target.sources
         ),
-        tools={tool: module.TOOLS.get(tool, "") for tool in sorted(kind.used_tools(module, target.spec))},
-        hardware=dict(kind.used_hardware(module, target.spec)),
-        resources=tuple(kind.used_resources(module, target.spec)),
         named=tuple(f.name for f in roles.values() if f.named),
+        varied=tuple(f.name for f in roles.values() if f.varied),
         axes=tuple(Axis(origin, axis, value) for (origin, axis), value in axes.items()),
+        **variation.asked_of_kind(module, target.spec),
     )

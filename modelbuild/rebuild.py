@@ -5,25 +5,33 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from modelbuild import events, job, lock, manifest, sources
+import msgspec
+
+from modelbuild import events, job, lock, manifest, sources, variation
 from modelbuild.decide import Decider, Decision
 from modelbuild.errors import BuildError, Problem, ProblemError
 from modelbuild.executors import local
 from modelbuild.graph import Node
 from modelbuild.manifest import Manifest
 from modelbuild.names import Reasons
+from modelbuild.pools import Pools
 from modelbuild.record import Figure, Record, tree
 
 
 class Rebuilder:
     """Does what the decider says for the targets of one graph in one store, and tells `sink`."""
 
-    def __init__(self, decider: Decider, sink: events.Sink) -> None:
+    def __init__(self, decider: Decider, sink: events.Sink, within: Rebuilder | None = None) -> None:
+        """`within` asks for targets with other options: what is made is kept, but the names stay with the recipe's."""
         self.decider, self.sink = decider, sink
         self.graph, self.store = decider.graph, decider.store
-        self.places: set[Path] = set()
+        self.within = within
+        self.pools: Pools = within.pools if within else Pools()
+        self.places: set[Path] = within.places if within else set()
         """The folders in which something is being built, or put away."""
 
     def bring(self, name: str) -> None:
@@ -33,7 +41,8 @@ class Rebuilder:
             raise ProblemError(*decision.problems)
         assert decision.key is not None
         if decision.action in ("restore", "build"):
-            with self.store.building(), lock.exclusive(self.store.lock_path(decision.key), self._waits(node)):
+            locked = lock.exclusive(self.store.lock_path(decision.key), self._waits(node))
+            with self.pools.using(node.resources), self.store.building(), locked:
                 self._bring_locked(node, decision)
 
     def _waits(self, node: Node) -> lock.Waiting:
@@ -69,8 +78,9 @@ class Rebuilder:
         self.sink(events.Restored(node.name, record.key, decision.reasons))
 
     def _finish(self, node: Node, record: Record, action: str, reasons: tuple[str, ...]) -> None:
-        self.store.names.link(node.recipe, node.short, record.key)
-        self.store.names.add_reasons(node.recipe, node.short, Reasons(record.key, action, time.time(), reasons))
+        if self.within is None:
+            self.store.names.link(node.recipe, node.short, record.key)
+            self.store.names.add_reasons(node.recipe, node.short, Reasons(record.key, action, time.time(), reasons))
         self.decider.finish(node.name, record)
 
     def _build(self, node: Node, decision: Decision) -> Record:
@@ -108,19 +118,46 @@ class Rebuilder:
             out=place / "out",
             scratch=place / "scratch",
             names=node.called(),
+            options={field: tuple(map(self._options, node.inputs[field])) for field in node.varied},
         )
+
+    def _options(self, name: str) -> dict[str, Any]:
+        node = self.graph.nodes[name]
+        return {option: node.spec[option] for option in node.options}
 
     def _folder(self, name: str) -> Path:
         return self.store.out(self.decider.finished[name].key)
 
-    def _relay(self, node: Node, message: job.AnyMessage) -> None:
+    def _relay(self, node: Node, message: job.AnyMessage) -> job.Varied | None:
         match message:
+            case job.Vary(label, changes):
+                return self._vary(node, label, changes)
             case job.Progress(done, total, what):
                 self.sink(events.Progressed(node.name, done, total, what))
             case job.Log(text):
                 self.sink(events.Said(node.name, text))
             case _:
                 pass
+        return None
+
+    def _vary(self, node: Node, label: str, changes: Mapping[str, Mapping[str, Any]]) -> job.Varied:
+        """Bring what `node` needs up to date with other options, and say where it is or why it cannot be."""
+
+        def sink(event: events.AnyEvent) -> None:
+            self.sink(msgspec.structs.replace(event, target=f"{event.target} ({label})"))
+
+        needed = self.graph.closure(node.needs())
+        try:
+            graph, different = variation.varied(self.graph, node, changes)
+            decider = Decider(graph, self.store, verify=self.decider.verify)
+            decider.take(self.decider, (name for name in needed if name not in different))
+            trial = Rebuilder(decider, sink, within=self)
+            for name in needed:
+                if decider.decide(name).action != "fresh":
+                    trial.bring(name)
+        except ProblemError as e:
+            return job.Varied(problems=e.problems)
+        return job.Varied({field: tuple(str(trial._folder(n)) for n in names) for field, names in node.inputs.items()})
 
     def _failed(self, node: Node, key: str, place: Path, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
         """The problems of a failed build with its place, its log and the command that repeats it alone."""

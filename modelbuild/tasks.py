@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,33 +84,11 @@ class EventReporter:
         return lambda *_: None
 
 
-class Pools:
-    """Semaphores for what only one build at a time may use (doit has no resource pools)."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, threading.Lock] = {}
-        self._guard = threading.Lock()
-
-    @contextmanager
-    def using(self, resources: Collection[str]) -> Iterator[None]:
-        """Hold all of `resources`, taken in name order so that no two builds wait for each other."""
-        with self._guard:
-            locks = [self._locks.setdefault(name, threading.Lock()) for name in sorted(resources)]
-        for lock in locks:
-            lock.acquire()
-        try:
-            yield
-        finally:
-            for lock in reversed(locks):
-                lock.release()
-
-
 class TargetTasks:
     """The doit tasks of a graph. `failed` counts the targets that could not be brought up to date."""
 
     def __init__(self, rebuilder: Rebuilder) -> None:
         self.rebuilder, self.graph, self.sink = rebuilder, rebuilder.graph, rebuilder.sink
-        self.pools = Pools()
         self.exit_code = 0
         self.crash: Exception | None = None
 
@@ -126,10 +103,8 @@ class TargetTasks:
         """doit's action."""
         if local.stopping():
             return TaskFailed("interrupted")
-        resources = self.graph.nodes[name].resources
         try:
-            with self.pools.using(resources):
-                self.rebuilder.bring(name)
+            self.rebuilder.bring(name)
         except ProblemError as e:
             return self._fail(name, e)
         except OSError as e:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ import msgspec
 from modelbuild import artifact, kind
 from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import Problem, ProblemError, from_os_error
-from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress, line, load
+from modelbuild.job import AnyMessage, Done, Failed, Job, Linked, Log, Metric, Progress, Varied, Vary, line, load
 
 FICLONE = 0x40049409
 """`ioctl` request that makes a file share another's extents (Linux `ioctl_ficlone(2)`: btrfs, xfs, bcachefs)."""
@@ -58,10 +59,28 @@ class Talk:
                 pass
 
 
+class Driver:
+    """Hears the driver on standard input; when it is gone, its end of the pipe closes, and this process group ends."""
+
+    def __init__(self) -> None:
+        self.said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        """Its lines that were not taken yet."""
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    def _hear(self) -> None:
+        heard = b""
+        with contextlib.suppress(OSError):
+            while more := os.read(0, 1 << 16):
+                *lines, heard = (heard + more).split(b"\n")
+                for each in lines:
+                    self.said.put(each)
+        os.killpg(0, signal.SIGKILL)
+
+
 class BuildContext:
     """The `Context` of a real build (see `modelbuild.kind.Context`)."""
 
-    def __init__(self, job: Job, talk: Talk) -> None:
+    def __init__(self, job: Job, talk: Talk, driver: Driver | None) -> None:
         self.out, self.scratch = job.out, job.scratch
         self.inputs: Mapping[str, tuple[Artifact, ...]] = {
             field: tuple(artifact.read(p) for p in paths) for field, paths in job.inputs.items()
@@ -69,9 +88,9 @@ class BuildContext:
         self.sources: Mapping[str, Path] = {field: use.path for field, use in job.sources.items()}
         self._files = {field: use.files for field, use in job.sources.items()}
         self._history = job.history
-        self._names = job.names
+        self._names, self._options = job.names, job.options
         self._store_roots = tuple(p for paths in job.inputs.values() for p in paths)
-        self._talk = talk
+        self._talk, self._driver = talk, driver
         self._last_progress = 0.0
 
     def input(self, field: str = "from") -> Artifact:
@@ -86,6 +105,21 @@ class BuildContext:
 
     def names(self, field: str) -> tuple[str, ...]:
         return self._names[field]
+
+    def options(self, field: str) -> tuple[dict[str, Any], ...]:
+        return self._options[field]
+
+    def vary(self, label: str, changes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, tuple[Artifact, ...]]:
+        if self._driver is None:
+            hint = "`modelbuild build` does"
+            raise ProblemError(Problem("a stage that is repeated alone builds no other targets", hint=hint))
+        self._talk(Vary(label, {target: dict(options) for target, options in changes.items()}))
+        answer = msgspec.json.decode(self._driver.said.get(), type=Varied)
+        if answer.problems:
+            raise ProblemError(*answer.problems)
+        found = {field: tuple(artifact.read(Path(p)) for p in paths) for field, paths in answer.inputs.items()}
+        self._store_roots += tuple(a.path for artifacts in found.values() for a in artifacts)
+        return found
 
     def link(self, src: Path, dst: Path) -> None:
         if not src.is_dir():
@@ -151,12 +185,12 @@ def _hard_link(src: Path, dst: Path) -> bool:
     return True
 
 
-def run(job: Job, talk: Talk) -> bool:
+def run(job: Job, talk: Talk, driver: Driver | None = None) -> bool:
     """Do the job; whether it succeeded. Every failure is told as problems, first of all: the log's disk may be full."""
     try:
         module = kind.load(job.kind)
         spec = msgspec.convert(job.spec, module.Spec)
-        module.build(spec, BuildContext(job, talk))
+        module.build(spec, BuildContext(job, talk, driver))
         if not (job.out / artifact.DESCRIPTOR).is_file():
             hint = "its build must call ctx.describe"
             raise ProblemError(Problem(f"kind `{job.kind}` wrote no descriptor", hint=hint))
@@ -197,18 +231,6 @@ def _missing_module(name: str, error: ModuleNotFoundError) -> Problem:
     )
 
 
-def _die_with_driver() -> None:
-    """End this process group when the driver is gone: its end of our standard input closes."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -P -m modelbuild.worker", description=__doc__)
     parser.add_argument("job", type=Path, help="the job file")
@@ -219,15 +241,15 @@ def main(arguments: list[str] | None = None) -> int:
         place = options.job.absolute().parent
         job = msgspec.structs.replace(job, out=place / "out", scratch=place / "scratch")
         shutil.rmtree(job.out, ignore_errors=True)
-        talk = Talk(None)
+        talk, driver = Talk(None), None
     else:
-        _die_with_driver()
+        driver = Driver()
         os.set_inheritable(options.events, False)
         talk = Talk(os.fdopen(options.events, "wb"))
     for folder in (job.out, job.scratch):
         folder.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = str(job.scratch)
-    if not run(job, talk):
+    if not run(job, talk, driver):
         return 1
     import resource
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import msgspec
 
@@ -64,7 +65,11 @@ _stopping = False
 """A plain flag, for signal handlers: a lock may be held by the very code that a signal interrupts."""
 
 
-def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcome:
+Hear = Callable[[job.AnyMessage], job.Varied | None]
+"""Takes what a build says; an answer goes back to it."""
+
+
+def run(task: Path, log: Path, hear: Hear) -> Outcome:
     """Run the job in the file `task`; its native output goes to `log`. Blocks until the process group is gone."""
     reader, writer = os.pipe()
     with log.open("ab") as output:
@@ -72,6 +77,7 @@ def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcom
         with _children_lock:
             child = subprocess.Popen(
                 command,
+                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -84,7 +90,7 @@ def run(task: Path, log: Path, hear: Callable[[job.AnyMessage], None]) -> Outcom
         if _stopping:
             _kill(child)
         try:
-            heard = _listen(reader, hear)
+            heard = _listen(reader, child.stdin, hear)
             child.wait()
         finally:
             _kill(child)
@@ -122,7 +128,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _listen(reader: int, hear: Callable[[job.AnyMessage], None]) -> list[job.AnyMessage]:
+def _listen(reader: int, answers: IO[bytes] | None, hear: Hear) -> list[job.AnyMessage]:
     """What the child says but progress, until its end of the pipe closes; how much of it is kept is bounded."""
     heard: list[job.AnyMessage] = []
     said = 0
@@ -134,8 +140,18 @@ def _listen(reader: int, hear: Callable[[job.AnyMessage], None]) -> list[job.Any
             said += isinstance(message, job.Log)
             if not isinstance(message, job.Progress) and not (isinstance(message, job.Log) and said > MOST_SAID):
                 heard.append(message)
-            hear(message)
+            answer = hear(message)
+            if answer is not None and answers is not None:
+                _send(answers, job.line(answer))
     return heard
+
+
+def _send(answers: IO[bytes], line: bytes) -> None:
+    """Write a line to the child, unless it is gone, which the end of its talk tells."""
+    rest = memoryview(line)
+    with contextlib.suppress(BrokenPipeError):
+        while rest:
+            rest = rest[answers.write(rest) :]
 
 
 def _outcome(heard: list[job.AnyMessage], returncode: int) -> Outcome:

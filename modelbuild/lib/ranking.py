@@ -26,6 +26,12 @@ class Criterion(msgspec.Struct, frozen=True):
             return f"{self.label} {value:g} is not at most {self.at_most:g}"
         return None
 
+    def short_of(self, value: float) -> float:
+        """By how much a value misses the thresholds; 0 where it does not."""
+        below = self.at_least - value if self.at_least is not None else 0.0
+        above = value - self.at_most if self.at_most is not None else 0.0
+        return max(below, above, 0.0)
+
     def better(self, a: float, b: float) -> bool:
         """Whether `a` is better than `b`."""
         return a < b if self.goal == "min" else a > b
