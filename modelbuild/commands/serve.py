@@ -116,6 +116,6 @@ def _tell(served: Descriptor, http_port: int, grpc_port: int, as_json: bool) -> 
         command_line = client.curl(url, name, served.components[name], streams=name == stream)
         if command_line:
             click.echo(f"{command_line}\n")
-    if stream:
+    if stream and served.settings.get("runtime") != "onnxruntime":  # the container has no gRPC
         click.echo(f"{client.streaming(f'{tritonserver.LOOPBACK}:{grpc_port}', stream)}\n")
     click.echo(client.python(url, model, served.components[model]))

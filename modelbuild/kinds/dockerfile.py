@@ -22,9 +22,12 @@ either. The folder holds
 - `requirements.txt`: every package at the version that is installed where this is built.
 
 **Text** is served where there is a tokenizer and the task is one that
-[`triton-repo`](triton-repo.md) serves, generation aside, with the same inputs, outputs and options; `name` takes texts
-and `name` + `_model` the graph's tensors. Without, `name` takes tensors. A model of several graphs is served as one
-model for each.
+[`triton-repo`](triton-repo.md) serves, with the same inputs, outputs and options; `name` takes texts and `name` +
+`_model` the graph's tensors. Without, `name` takes tensors. A model of several graphs is served as one model for each.
+
+A model that **generates** (`text-generation`, `text2text-generation`, with a key-value cache) replies as `name` and
+streams as `name` + `_stream`, by Triton's `generate` and `generate_stream`. Texts of all clients share batches of up to
+`max_batch_size`, which those of a decoder-only model join and leave at any token.
 
 **Requests** of all clients that wait when a worker is free share a batch, up to `max_batch_size` rows, whatever the
 lengths of their texts. One that fails is run again without the others. What waits is limited (`max_queue`), and so
@@ -49,7 +52,7 @@ from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem
 from modelbuild.kind import Context, Lineage, Ref, SpecError
 
-VERSION = 1
+VERSION = 2
 TOOLS = dict.fromkeys(
     (
         *("anyio", "click", "flatbuffers", "h11", "httptools", "idna", "numpy", "onnx", "onnxruntime", "orjson"),
@@ -73,7 +76,8 @@ SERVER = (
 )  # fmt: skip
 """Options that are the server's settings, and can be set again when it starts."""
 OF_TEXT = ("max_length", "buckets", "pooling", "normalize", "stride", "max_answer_length")
-OWN = ("tokenizer", "text", "device", *OF_TEXT)
+OF_GENERATION = ("max_new_tokens", "generation")
+OWN = ("tokenizer", "text", "device", *OF_TEXT, *OF_GENERATION)
 """Options that `runtime: triton` does not take: they are the repository's."""
 
 
@@ -118,6 +122,16 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
         Annotated[int, Meta(description="Answers: tokens by which windows of a long context overlap.", ge=0)] | None
     ) = None
     max_answer_length: Annotated[int, Meta(description="Answers: the most tokens; 15.", ge=1)] | None = None
+    max_new_tokens: (
+        Annotated[
+            int,
+            Meta(description="Generation: the most tokens a request gets; else the checkpoint's number, or 256.", ge=1),
+        ]
+        | None
+    ) = None
+    generation: Annotated[
+        dict[str, Any], Meta(description="Generation: parameters of requests that do not say them.")
+    ] = {}
 
     def __post_init__(self) -> None:
         if self.name is not None and not NAME.fullmatch(self.name):
@@ -131,7 +145,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
         if self.runtime == "triton":
             usual = {f.name: f.default for f in msgspec.structs.fields(type(self))}
             for name in OWN:
-                if getattr(self, name) not in (usual[name], None, []):
+                if getattr(self, name) not in (usual[name], None, [], {}):
                     hint = "give it to the target that makes the repository"
                     raise SpecError(f"`runtime: triton` does not take `{name}`", field=name, hint=hint)
 
@@ -151,17 +165,18 @@ def build(spec: Spec, ctx: Context) -> None:
             f"`runtime: {spec.runtime}` does not serve this",
             format=found.format,
             needs="triton-repo" if spec.runtime == "triton" else "onnx",
-            hint="a `triton-repo` is served by `runtime: triton`, which serves plans and generation too",
+            hint="a `triton-repo` is served by `runtime: triton`, which serves plans too",
         )
     if spec.runtime == "triton":
         _around_triton(spec, ctx, source)
         return
     if not NAME.fullmatch(name):
         raise problem(f"the task `{name}` cannot be a model's name", hint="give `name`")
-    from modelbuild.lib import container_context
+    from modelbuild.lib import container_context, triton_generation
 
     lender = _lender(spec, ctx, source)
-    components, told = _models(spec, ctx, source, lender, name)
+    generates = lender is not None and triton_generation.servable(found.task)
+    components, told = (_generating if generates else _models)(spec, ctx, source, lender, name)
     told["settings"] = {option: getattr(spec, option) for option in SERVER}
     told["device"] = spec.device
     container_context.write_json(ctx.out / container_context.MODEL / "server.json", told)
@@ -172,6 +187,8 @@ def build(spec: Spec, ctx: Context) -> None:
     base = _base(spec, ctx, container_context.BASES[spec.device])
     container_context.write_dockerfile(ctx.out, name, base, spec.port, labels, gpu=spec.device == "gpu")
     settings = {"model": next(iter(components)), "runtime": spec.runtime, "device": spec.device}
+    if generates:
+        settings["stream"] = list(components)[1]
     _describe(ctx, source, components, settings)
 
 
@@ -207,7 +224,7 @@ def _describe(ctx: Context, source: Artifact, components: dict[str, Component], 
 
 def _lender(spec: Spec, ctx: Context, source: Artifact) -> Artifact | None:
     """Whose tokenizer serves text, or None where the graph is served alone."""
-    from modelbuild.lib import triton_text
+    from modelbuild.lib import triton_generation, triton_text
 
     named = ctx.inputs.get("tokenizer") or ()
     if spec.text is False:
@@ -216,8 +233,9 @@ def _lender(spec: Spec, ctx: Context, source: Artifact) -> Artifact | None:
         return named[0] if named else source
     if not source.descriptor.tokenizer:
         return None
-    if not triton_text.servable(source.descriptor.task):
-        ctx.log(f"text is not served: the task is `{source.descriptor.task}`; the graph is")
+    task = source.descriptor.task
+    if not (triton_text.servable(task) or triton_generation.servable(task)):
+        ctx.log(f"text is not served: the task is `{task}`; the graph is")
         return None
     return source
 
@@ -235,7 +253,7 @@ def _models(
         names = {name: source.descriptor.model()}
     else:
         names = {f"{name}_{c}": g for c, g in graphs.items()}
-    told: dict[str, Any] = {"version": "1", "texts": [], "graphs": []}
+    told: dict[str, Any] = {"version": "1", "texts": [], "graphs": [], "generators": []}
     components: dict[str, Component] = {}
     if lender is not None:
         wanted = triton_text.Wanted(aggregation=spec.aggregation, **{o: getattr(spec, o) for o in OF_TEXT})
@@ -256,6 +274,38 @@ def _models(
         if not entry["batched"]:
             ctx.log(f"`{served}` has no batches: {container_models.why_not_batched(graph)}")
     return {n: msgspec.structs.replace(c, file="model/server.json") for n, c in components.items()}, told
+
+
+def _generating(
+    spec: Spec, ctx: Context, source: Artifact, lender: Artifact | None, name: str
+) -> tuple[dict[str, Component], dict[str, Any]]:
+    """Put a model that generates into the context; what clients of its two names send and get, and what the server is
+    told."""
+    from modelbuild.lib import container_context, container_models, triton_generation
+    from modelbuild.lib.container_serving.generating import STREAM
+
+    assert lender is not None
+    for option in ("buckets", "pooling", "normalize", "stride", "max_answer_length"):
+        if getattr(spec, option) not in (None, []):
+            raise problem(
+                f"`{option}` is not for generation", task=source.descriptor.task, hint=f"leave out `{option}`"
+            )
+    wanted = triton_generation.Wanted(spec.max_length, spec.max_new_tokens, spec.generation)
+    settings = triton_generation.settings(source, lender, wanted, slots=spec.max_batch_size)
+    place = f"generators/{name}"
+    folder = ctx.out / container_context.MODEL / place
+    for file, graph in triton_generation.components(source).values():
+        container_models.link(ctx, source.path / graph.file, folder / file)
+    triton_generation.files(folder, lender, settings)
+    for said in triton_generation.unfollowed(source):
+        ctx.log(said)
+    ctx.log(f"`{name}` replies and `{name}{STREAM}` streams: at most {settings['max_new_tokens']} new tokens a text")
+    told = {"version": "1", "texts": [], "graphs": [], "generators": [{"name": name, "folder": place}]}
+    served = {name: False, f"{name}{STREAM}": True}
+    file = f"{container_context.MODEL}/server.json"
+    return {
+        n: msgspec.structs.replace(triton_generation.component(streams=s), file=file) for n, s in served.items()
+    }, told
 
 
 def _around_triton(spec: Spec, ctx: Context, source: Artifact) -> None:

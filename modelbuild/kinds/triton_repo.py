@@ -74,7 +74,7 @@ from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem
 from modelbuild.kind import Context, Ref, SpecError
 
-VERSION = 3
+VERSION = 4
 TOOLS = {"tritonclient": "triton", "onnx": "cpu", "tokenizers": "cpu", "numpy": "cpu", "onnxruntime": "cpu"}
 HARDWARE: tuple[str, ...] = ()
 RESOURCES: tuple[str, ...] = ()
@@ -419,6 +419,7 @@ def _serve_generation(spec: Spec, ctx: Context, lender: Artifact, name: str) -> 
         triton_schema,
     )
     from modelbuild.lib.triton_serving.reply_model import ReplyModel
+    from modelbuild.lib.triton_serving.said import OUTPUTS
     from modelbuild.lib.triton_serving.stream_model import StreamModel
 
     source = ctx.inputs["from"][0]
@@ -434,7 +435,7 @@ def _serve_generation(spec: Spec, ctx: Context, lender: Artifact, name: str) -> 
         triton_graph.link_onnx(ctx, source.path / graph.file, versions[stream] / file)
     triton_generation.files(versions[stream], lender, settings)
     triton_repository.write_program(versions[stream], StreamModel)
-    outputs = [output for output, _ in triton_generation.OUTPUTS]
+    outputs = [output for output, _ in OUTPUTS]
     triton_generation.write_settings(versions[name], {"model": stream, "outputs": outputs})
     triton_repository.write_program(versions[name], ReplyModel)
     groups = [{"count": 1, "kind": "KIND_CPU"}]

@@ -15,9 +15,12 @@ import msgspec
 from modelbuild.errors import problem
 from modelbuild.lib import container_serving, triton_serving
 from modelbuild.lib.container_serving import (
+    accounts,
     app,
     batches,
     check,
+    generate,
+    generating,
     health,
     logs,
     main,
@@ -27,12 +30,15 @@ from modelbuild.lib.container_serving import (
     sessions,
     settings,
 )
-from modelbuild.lib.triton_repository import TEXT_ANSWERS
+from modelbuild.lib.triton_repository import GENERATES, TEXT_ANSWERS
 from modelbuild.lib.triton_serving import strings, text_answers
 
 MODEL, SERVER, PACKAGE, SUMS = "model", "server", "modelserver", "SHA256SUMS"
-OWN = (container_serving, app, batches, check, health, logs, main, measures, protocol, served, sessions, settings)
-SHARED = (triton_serving, strings, text_answers, *TEXT_ANSWERS)
+OWN = (
+    *(container_serving, accounts, app, batches, check, generate, generating, health, logs, main, measures, protocol),
+    *(served, sessions, settings),
+)
+SHARED = (triton_serving, strings, text_answers, *TEXT_ANSWERS, *GENERATES)
 FLAVOURS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 BASES = {
     "cpu": "docker.io/library/python:3.12-slim-bookworm",

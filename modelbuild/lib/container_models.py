@@ -37,7 +37,7 @@ def why_not_batched(component: Component) -> str:
 
 def link(ctx: Linking, model: Path, place: Path) -> None:
     """Put an ONNX file at a place, and its external data beside it."""
-    place.parent.mkdir(parents=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     ctx.link(model, place)
     for file in sorted(external_data.external_files(onnx_files.load(model, weights=False))):
         (place.parent / file).parent.mkdir(parents=True, exist_ok=True)

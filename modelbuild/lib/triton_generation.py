@@ -18,6 +18,7 @@ from modelbuild.lib.tokenizing import Tokenizer
 from modelbuild.lib.triton_schema import number
 from modelbuild.lib.triton_serving import tokens, wishes
 from modelbuild.lib.triton_serving.choosing import RULES
+from modelbuild.lib.triton_serving.said import INDEX, OUTPUTS
 
 TASKS = ("text-generation", "text2text-generation")
 USUAL_NEW_TOKENS = 256
@@ -25,14 +26,6 @@ SINCE = "24.10"
 """The first release on which a model that is not decoupled was seen to answer after `execute` has returned."""
 PAST = "past_key_values"
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
-OUTPUTS = (
-    ("generated_text", "string"),
-    ("finish_reason", "string"),
-    ("generated_tokens", "int32"),
-    ("tokens", "int32"),
-    ("truncated", "bool"),
-)
-"""What is answered of each text; a model that streams adds `index`, the text of the request that it is of."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -127,7 +120,7 @@ def write_settings(folder: Path, chosen: Mapping[str, Any]) -> None:
 
 def component(*, streams: bool) -> Component:
     """What clients of a model that generates send and get, the batch as first dimension."""
-    outputs = (*OUTPUTS, ("index", "int32")) if streams else OUTPUTS
+    outputs = (*OUTPUTS, INDEX) if streams else OUTPUTS
     return Component(
         "",
         (Tensor("text", "string", ("batch", 1)),),

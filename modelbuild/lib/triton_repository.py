@@ -23,6 +23,7 @@ from modelbuild.lib.triton_serving import (
     pieces,
     prompts,
     reply_model,
+    said,
     spans,
     steps,
     stream_model,
@@ -35,12 +36,14 @@ from modelbuild.lib.triton_serving import (
 
 TEXT_ANSWERS = (tokens, answers, embeddings, labels, entities, spans)
 """What `text_answers` needs."""
+GENERATES = (prompts, wishes, generation, steps, choosing, pieces, said)
+"""What `generation` needs, beside `tokens`."""
 PROGRAMS: Mapping[type[Any], tuple[ModuleType, ...]] = {
     text_model.TextModel: (triton_serving, text_model, text_answers, strings, *TEXT_ANSWERS),
     graph_model.GraphModel: (triton_serving, graph_model),
     stream_model.StreamModel: (
         *(triton_serving, stream_model, graph_model, tokens, strings),
-        *(prompts, wishes, generation, steps, choosing, pieces),
+        *GENERATES,
     ),
     reply_model.ReplyModel: (triton_serving, reply_model, wishes),
 }

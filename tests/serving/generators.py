@@ -183,9 +183,9 @@ class Direct:
 
     def ask(self, texts: Sequence[str], **parameters: Any) -> Heard:
         """Ask as a request with these parameters does; a `ValueError` when it asks wrong."""
-        prompts, mosts, wishes = self.model.understood(list(texts), parameters)
+        asked = self.model.prompts.asked(list(texts), parameters)
         heard = Heard(len(texts))
-        self.generator.submit(Job([p.tokens for p in prompts], mosts, wishes, heard))
+        self.generator.submit(Job([p.tokens for p in asked.prompts], asked.mosts, asked.wishes, heard))
         return heard
 
     def close(self) -> None:

@@ -142,3 +142,12 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_the_same_context_gives_the_same_image(buildah: Buildah, made: Artifact) -> None:
+    """Without a cache of layers, and with every time stamp set, as `SOURCE_DATE_EPOCH` sets them."""
+    build = ["bud", "--quiet", "--no-cache", "--timestamp", "0", *BUILD, *buildah.mounts, made.path]
+
+    first, second = (buildah(*build) for _ in range(2))
+
+    assert first == second

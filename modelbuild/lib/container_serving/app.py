@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,21 +15,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import measures, protocol
+from ..triton_serving.strings import decoded
+from . import generate, measures, protocol
+from .accounts import LOG, NAME, Account
 from .batches import Batches, Job, Ran
-from .logs import FIELDS
+from .generate import GONE, Generation
+from .generating import GeneratingModel
 from .protocol import RefusalError, Wanted
-from .served import Model
+from .served import GraphModel, Model, TextModel
 from .settings import Settings
 
-NAME, VERSION = "modelserver", "1"
-LOG = logging.getLogger(NAME)
+VERSION = "1"
+EXTENSIONS = ["binary_tensor_data", "generate"]
 DISCARDED = 64 * 2**20
 """Bytes of a body that is too large which are still read, so that its sender gets to read why."""
 WINDOW = {"gzip": 31, "deflate": 15}
 """`Content-Encoding` -> zlib's `wbits`."""
-GONE = 499
-"""The status logged for a client that has gone; nobody gets it."""
+FAILURES = (RefusalError, HTTPException, ClientDisconnect)
+"""What a request may end in instead of an answer."""
 
 
 class Endpoints:
@@ -47,9 +48,14 @@ class Endpoints:
                 max_queue=settings.max_queue,
             )
             for name, model in models.items()
+            if not isinstance(model, GeneratingModel)
         }
+        self.generation = Generation(settings, VERSION)
+        self.generators = {name: m for name, m in models.items() if isinstance(m, GeneratingModel) and not m.streams}
         for name, batches in self.batches.items():
             measures.WAITING.labels(name).set_function(lambda waiting=batches: waiting.rows)  # type: ignore[misc]
+        for name, generator in self.generators.items():
+            measures.WAITING.labels(name).set_function(lambda asked=generator: asked.waiting)  # type: ignore[misc]
 
     def app(self) -> Starlette:
         model = "/v2/models/{model}"
@@ -62,19 +68,23 @@ class Endpoints:
             *(Route(path, self.metadata) for path in (model, version)),
             *(Route(path + "/ready", self.model_ready) for path in (model, version)),
             *(Route(path + "/infer", self.infer, methods=["POST"]) for path in (model, version)),
+            *(Route(path + "/generate", self.generate, methods=["POST"]) for path in (model, version)),
+            *(Route(path + "/generate_stream", self.generate_stream, methods=["POST"]) for path in (model, version)),
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _said, Exception: _failed})
 
     def close(self) -> None:
         for batches in self.batches.values():
             batches.close()
+        for model in self.generators.values():
+            model.generator.stop()
 
     async def ready(self, request: Request) -> Response:
         """Requests are taken only once every model is loaded, so that being live is being ready."""
         return Response(status_code=200)
 
     async def server(self, request: Request) -> Response:
-        return _json({"name": NAME, "version": self.told["version"], "extensions": ["binary_tensor_data"]})
+        return _json({"name": NAME, "version": self.told["version"], "extensions": EXTENSIONS})
 
     async def metrics(self, request: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
@@ -91,41 +101,71 @@ class Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """One request: read, checked, run in a batch with others, answered."""
-        started = time.perf_counter()
-        name = str(request.path_params["model"])
-        label = name if name in self.models else "unknown"
-        rows, batch, wanted = 0, 0, None
-        said = ""
+        account = self._account("infer", request)
         try:
             model = self._model(request)
             body = await self._body(request)
             wanted = protocol.read(body, request.headers.get(protocol.LENGTH), model.inputs, model.outputs)
-            rows = model.rows(wanted.inputs)
-            if rows > self.settings.max_batch_size:
-                raise RefusalError(f"the request has {rows} rows, and at most {self.settings.max_batch_size} are taken")
-            ran = await self._ran(request, name, wanted, rows, model)
-            response = self._answer(name, wanted, ran)
-            batch = ran.rows
-        except (RefusalError, HTTPException) as e:
-            status, said = (e.status, str(e)) if isinstance(e, RefusalError) else (e.status_code, e.detail)
-            response = _json({"error": said}, status)
-            if status in (408, 413, GONE):
-                response.headers["connection"] = "close"
-        except ClientDisconnect:
-            response, said = Response(status_code=GONE), "the client has gone"
-        took = time.perf_counter() - started
-        measures.REQUESTS.labels(label, response.status_code).inc()
-        measures.LATENCY.labels(label).observe(took)
-        if batch:
-            measures.INFERRED.labels(label).inc(rows)
-            measures.BATCH.labels(label).observe(batch)
-        if self.settings.log_requests:
-            fields: dict[str, Any] = {"model": name[:200], "status": response.status_code, "ms": round(took * 1000, 3)}
-            fields |= {"rows": rows, "batch": batch} if batch else {"error": said}
-            if wanted is not None and wanted.id is not None:
-                fields["id"] = wanted.id[:200]
-            LOG.info("infer", extra={FIELDS: fields})
+            account.id = wanted.id
+            response = await self._inferred(request, model, wanted, account)
+        except FAILURES as e:
+            response = _refused(e, account)
+        account.close(response.status_code)
         return response
+
+    async def generate(self, request: Request) -> Response:
+        """A request to generate, by Triton's extension: one reply."""
+        account = self._account("generate", request)
+        try:
+            model = self._generating(request, streams=False)
+            texts, parameters = generate.read(await self._body(request), account)
+            columns = await self.generation.replied(request, model, texts, parameters, account)
+            response = _json(self.generation.shown(model, columns, account, alone=len(texts) == 1))
+        except FAILURES as e:
+            response = _refused(e, account)
+        account.close(response.status_code)
+        return response
+
+    async def generate_stream(self, request: Request) -> Response:
+        """A request to generate, by Triton's extension: an event for every piece."""
+        account = self._account("generate_stream", request)
+        try:
+            model = self._generating(request, streams=True)
+            return await self.generation.streamed(request, model, await self._body(request), account)
+        except FAILURES as e:
+            response = _refused(e, account)
+        account.close(response.status_code)
+        return response
+
+    def _account(self, verb: str, request: Request) -> Account:
+        name = str(request.path_params["model"])
+        return Account(verb, name, known=name in self.models, logged=self.settings.log_requests)
+
+    async def _inferred(self, request: Request, model: Model, wanted: Wanted, account: Account) -> Response:
+        if isinstance(model, GeneratingModel):
+            if model.streams:
+                raise RefusalError(f"`{model.name}` answers in pieces: ask it by `generate_stream`")
+            texts = _texts(wanted.inputs["text"])
+            answer = await self.generation.replied(request, model, texts, wanted.parameters, account)
+            return _answer(model.name, wanted, answer)
+        rows = account.rows = model.rows(wanted.inputs)
+        if rows > self.settings.max_batch_size:
+            raise RefusalError(f"the request has {rows} rows, and at most {self.settings.max_batch_size} are taken")
+        ran = await self._ran(request, model.name, wanted, rows, model)
+        if ran.answer is None:
+            raise _blamed(ran.error)
+        account.batch = ran.rows
+        if "truncated" in ran.answer:
+            measures.TRUNCATED.labels(model.name).inc(int(ran.answer["truncated"].sum()))
+        return _answer(model.name, wanted, ran.answer)
+
+    def _generating(self, request: Request, *, streams: bool) -> GeneratingModel:
+        model = self._model(request)
+        if not isinstance(model, GeneratingModel):
+            raise RefusalError(f"`{model.name}` does not generate: ask it by `infer`")
+        if model.streams and not streams:
+            raise RefusalError(f"`{model.name}` answers in pieces: ask it by `generate_stream`")
+        return model
 
     def _model(self, request: Request) -> Model:
         name, version = request.path_params["model"], request.path_params.get("version", VERSION)
@@ -159,7 +199,7 @@ class Endpoints:
         coding = request.headers.get("content-encoding", "identity")
         return body if coding == "identity" else _unpacked(body, coding, most)
 
-    async def _ran(self, request: Request, name: str, wanted: Wanted, rows: int, model: Model) -> Ran:
+    async def _ran(self, request: Request, name: str, wanted: Wanted, rows: int, model: GraphModel | TextModel) -> Ran:
         """The request's turn in a batch. One whose client goes away meanwhile is dropped."""
         batches = self.batches[name]
         job = batches.put(wanted.inputs, rows, model.like(wanted.inputs))
@@ -179,16 +219,36 @@ class Endpoints:
         if not job.future.done():
             batches.drop(job)
 
-    def _answer(self, name: str, wanted: Wanted, ran: Ran) -> Response:
-        if ran.answer is None:
-            raise _blamed(ran.error)
-        if "truncated" in ran.answer:
-            measures.TRUNCATED.labels(name).inc(int(ran.answer["truncated"].sum()))
-        body, length = protocol.reply(name, VERSION, wanted, ran.answer)
-        if length is None:
-            return Response(body, media_type="application/json")
-        headers = {protocol.LENGTH: str(length)}
-        return Response(body, media_type="application/octet-stream", headers=headers)
+
+def _answer(name: str, wanted: Wanted, answer: Mapping[str, Any]) -> Response:
+    body, length = protocol.reply(name, VERSION, wanted, answer)
+    if length is None:
+        return Response(body, media_type="application/json")
+    headers = {protocol.LENGTH: str(length)}
+    return Response(body, media_type="application/octet-stream", headers=headers)
+
+
+def _texts(array: Any) -> list[str]:
+    try:
+        return decoded(array, "text")
+    except ValueError as e:
+        raise RefusalError(str(e)) from None
+
+
+def _refused(error: Exception, account: Account) -> Response:
+    """What a request that is not answered gets instead, noted in its account."""
+    if isinstance(error, ClientDisconnect):
+        account.said = "the client has gone"
+        return Response(status_code=GONE)
+    if isinstance(error, RefusalError):
+        status, account.said = error.status, str(error)
+    else:
+        assert isinstance(error, HTTPException)
+        status, account.said = error.status_code, error.detail
+    response = _json({"error": account.said}, status)
+    if status in (408, 413):
+        response.headers["connection"] = "close"
+    return response
 
 
 def _unpacked(body: bytes, coding: str, most: int) -> bytes:

@@ -51,7 +51,13 @@ def _checks(url: str) -> Iterator[tuple[str, bool]]:
     folder = Path(os.environ.get("MODEL_FOLDER", "/app/model"))
     told = json.loads((folder / "server.json").read_text(encoding="utf-8"))
     yield "the server tells what it is", "name" in json.loads(_get(f"{url}/v2")[1])
-    for name in [m["name"] for m in (*told["texts"], *told["graphs"])]:
+    for generator in told["generators"]:
+        stream = f"{url}/v2/models/{generator['name']}_stream/generate_stream"
+        status, body = _post(stream, {"text": "a sample text", "max_new_tokens": 4})
+        events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: ")]
+        yield f"{generator['name']}: a sample is streamed", status == 200 and bool(events[-1]["finish_reason"])
+        yield f"{generator['name']}: an unknown parameter is refused", _post(stream, {"text": "a", "b": 1})[0] == 400
+    for name in [m["name"] for m in (*told["texts"], *told["graphs"], *told["generators"])]:
         status, body = _get(f"{url}/v2/models/{name}")
         yield f"{name}: metadata", status == 200
         model = json.loads(body)

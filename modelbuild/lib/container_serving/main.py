@@ -11,7 +11,8 @@ from pathlib import Path
 import uvicorn
 
 from . import logs, served
-from .app import NAME, Endpoints
+from .accounts import NAME
+from .app import Endpoints
 from .settings import cores, read
 
 MODEL = "MODEL_FOLDER"
@@ -28,7 +29,7 @@ def main() -> int:
         told = json.loads((folder / "server.json").read_text(encoding="utf-8"))
         settings = read(told["settings"], os.environ)
         found = cores()
-        models = served.load(folder, told, settings.threads, found)
+        models = served.load(folder, told, settings, found)
     except Exception as e:
         log.error("not started: %s", e, exc_info=not isinstance(e, OSError | ValueError))
         return 1

@@ -12,4 +12,5 @@ LATENCY = Histogram("modelserver_request_seconds", "From a request's head to its
 INFERRED = Counter("modelserver_rows_total", "Rows that were answered.", ("model",))
 BATCH = Histogram("modelserver_batch_rows", "Rows of the batch that a request was in.", ("model",), buckets=ROWS)
 WAITING = Gauge("modelserver_waiting_rows", "Rows that wait for a batch.", ("model",))
+TOKENS = Counter("modelserver_generated_tokens_total", "Tokens that were generated.", ("model",))
 TRUNCATED = Counter("modelserver_truncated_total", "Texts that were cut.", ("model",))

@@ -58,11 +58,12 @@ class Tensor(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A request: its id, its inputs, and the outputs that are asked for, each with whether as binary."""
+    """A request: its id, its inputs, the outputs that are asked for (each with whether as binary), its parameters."""
 
     id: str | None
     inputs: Arrays
     outputs: dict[str, bool]
+    parameters: dict[str, Any]
 
 
 def read(body: bytes, header: str | None, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Wanted:
@@ -78,7 +79,9 @@ def read(body: bytes, header: str | None, inputs: Sequence[Tensor], outputs: Seq
     if name is not None and not isinstance(name, str):
         raise RefusalError("`id` is not a string")
     found = _inputs(asked, memoryview(body)[length:], {t.name: t for t in inputs})
-    return Wanted(name, found, _outputs(asked, [t.name for t in outputs]))
+    parameters = _parameters(asked, "the request")
+    as_binary = bool(parameters.pop("binary_data_output", False))
+    return Wanted(name, found, _outputs(asked, [t.name for t in outputs], as_binary), parameters)
 
 
 def _header_length(header: str | None, size: int) -> int:
@@ -222,14 +225,13 @@ def _strings(data: memoryview, count: int, known: Tensor, shape: tuple[int, ...]
     return array.reshape(shape)
 
 
-def _outputs(asked: Mapping[str, Any], known: Sequence[str]) -> dict[str, bool]:
-    usual = _parameters(asked, "the request").get("binary_data_output", False)
+def _outputs(asked: Mapping[str, Any], known: Sequence[str], usual: bool) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for given in _list(asked, "outputs"):
         if given["name"] not in known:
             raise RefusalError(f"there is no output `{given['name']}`; the outputs are {', '.join(known)}")
         found[given["name"]] = bool(_parameters(given, f"output `{given['name']}`").get("binary_data", usual))
-    return found or dict.fromkeys(known, bool(usual))
+    return found or dict.fromkeys(known, usual)
 
 
 def reply(model: str, version: str, wanted: Wanted, answer: Mapping[str, NDArray[Any]]) -> tuple[bytes, int | None]:

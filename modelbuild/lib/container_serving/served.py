@@ -11,8 +11,11 @@ import numpy as np
 
 from ..triton_serving.strings import decoded
 from ..triton_serving.text_answers import TextAnswers
+from . import generating
+from .generating import GeneratingModel
 from .protocol import DATATYPES, DTYPES, STRINGS, Arrays, RefusalError, Tensor
 from .sessions import Sessions
+from .settings import Settings
 
 SAMPLE = "a sample text"
 
@@ -114,18 +117,22 @@ class TextModel:
         return {t.name: np.array([[SAMPLE]], object) for t in self.inputs}
 
 
-Model = GraphModel | TextModel
+Model = GraphModel | TextModel | GeneratingModel
 
 
-def load(folder: Path, told: Mapping[str, Any], threads: int, cores: int) -> dict[str, Model]:
-    """The models that `server.json` tells of, by name, each run once."""
-    graphs = {g["name"]: GraphModel(folder, g, told["device"], threads, cores) for g in told["graphs"]}
+def load(folder: Path, told: Mapping[str, Any], settings: Settings, cores: int) -> dict[str, Model]:
+    """The models that `server.json` tells of, by name; those that take texts were run once."""
+    graphs = {g["name"]: GraphModel(folder, g, told["device"], settings.threads, cores) for g in told["graphs"]}
     texts = {t["name"]: TextModel(folder, t, graphs[t["graph"]]) for t in told["texts"]}
     for text in texts.values():
         inputs = text.sample()
         text.rows(inputs)
         text.run([inputs])
-    return {**texts, **graphs}
+    found: dict[str, Model] = {**texts, **graphs}
+    for entry in told["generators"]:
+        threads = settings.threads or cores
+        found |= generating.load(folder, entry, told["device"], threads, settings.max_batch_size)
+    return found
 
 
 def _tensor(told: Mapping[str, Any]) -> Tensor:

@@ -20,8 +20,8 @@ class Sessions:
 
     def __init__(self, file: Path, device: str, threads: int, cores: int) -> None:
         two = device == "cpu" and threads == 0 and cores > 1
-        self.wide = _open(file, device, threads or cores)
-        self.narrow = _open(file, device, 1) if two else self.wide
+        self.wide = opened(file, device, threads or cores)
+        self.narrow = opened(file, device, 1) if two else self.wide
         self.active = 0
         self.lock = threading.Lock()
 
@@ -36,7 +36,7 @@ class Sessions:
                 self.active -= 1
 
 
-def _open(file: Path, device: str, threads: int) -> Any:
+def opened(file: Path, device: str, threads: int) -> Any:
     """A session on the device; a `RuntimeError` where ONNX Runtime fell back to another."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime

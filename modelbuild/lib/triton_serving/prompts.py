@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import wishes
 from .tokens import FILE
+from .wishes import Wishes
 
 
 class Prompt(NamedTuple):
@@ -14,6 +16,14 @@ class Prompt(NamedTuple):
 
     tokens: list[int]
     truncated: bool
+
+
+class Asked(NamedTuple):
+    """A request: its texts, the most new tokens of each, and how to generate them."""
+
+    prompts: list[Prompt]
+    mosts: list[int]
+    wishes: Wishes
 
 
 class Prompts:
@@ -47,6 +57,16 @@ class Prompts:
         if self.settings["bos_id"] is None:
             raise ValueError(f"text {index} is empty, and the model has no token that starts a text")
         return Prompt([self.settings["bos_id"]], False)
+
+    def asked(self, texts: Sequence[str], parameters: Mapping[str, Any]) -> Asked:
+        """What a request asks for; a `ValueError` if it asks wrong."""
+        wanted = wishes.read(parameters, self.settings)
+        if not texts:
+            raise ValueError("`text` has no rows")
+        prompts = self(texts)
+        said = wanted.max_new_tokens if "max_new_tokens" in parameters else None
+        usual = wanted.max_new_tokens or self.settings["max_new_tokens"]
+        return Asked(prompts, [self.most(i, p, said, usual) for i, p in enumerate(prompts)], wanted)
 
     def most(self, index: int, prompt: Prompt, wanted: int | None, usual: int) -> int:
         """New tokens of text `index` at most; a `ValueError` when the wanted ones do not fit, or none at all."""

@@ -90,6 +90,12 @@ class Steps:
         """Whether rows may join a batch that has begun."""
         return self.encoder is None
 
+    def try_out(self) -> None:
+        """Run every graph: the first run is the slowest, and one that fails is better known at the start."""
+        pad = self.settings["pad_id"]
+        batch, _ = self.start([None, None], [[pad], [pad] * 2])
+        self.step(batch, [0, 0])
+
     def start(self, rows: list[Any], texts: Sequence[Sequence[int]]) -> tuple[Batch, NDArray[Any]]:
         """A batch of new rows with the tokens of their texts, and the logits [rows, vocabulary] of the next token."""
         if self.encoder is not None:
