@@ -98,15 +98,15 @@ def quantized(folder: Path, zero: Any, *, weight_zero: Any = None) -> Artifact:
 
 
 def overflowing(folder: Path, scale: float = 3000.0) -> Artifact:
-    """`y` = mean of squares of (`x` [batch, 16] times `scale`), times a weight: squares that float16 cannot hold.
+    """`y` is made of the sum of squares of (`x` [batch, 16] times `scale`): squares that float16 cannot hold.
 
-    Nodes `grow`, `square`, `mean`, `root`, `project`; the output is small again.
+    Nodes `grow`, `square`, `sum`, `root`, `project`; the output is small again.
     """
     nodes = [
         helper.make_node("Mul", ["x", "k"], ["grown"], name="grow"),
         helper.make_node("Mul", ["grown", "grown"], ["squared"], name="square"),
-        helper.make_node("ReduceMean", ["squared"], ["mean"], name="mean", axes=[1], keepdims=1),
-        helper.make_node("Sqrt", ["mean"], ["rooted"], name="root"),
+        helper.make_node("ReduceL1", ["squared"], ["summed"], name="sum", axes=[1], keepdims=1),
+        helper.make_node("Sqrt", ["summed"], ["rooted"], name="root"),
         helper.make_node("Div", ["grown", "rooted"], ["normal"], name="divide"),
         helper.make_node("MatMul", ["normal", "w"], ["y"], name="project"),
     ]

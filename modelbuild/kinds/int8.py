@@ -2,7 +2,8 @@
 
 With `calibration` (a `dataset`) the quantization is static: activation ranges are measured on that data and written
 into the graph as QuantizeLinear and DequantizeLinear (QDQ). Without it, it is dynamic: ranges are taken anew at every
-run, so a text's result depends on what shares its batch.
+run, so a text's result depends on what shares its batch. A model of several graphs (an encoder with its decoder) is
+quantized dynamically.
 
 The defaults are not ONNX Runtime's, which ruin transformers (see the explanation "int8"). Only the inputs of matrix
 products with constant weights become 8 bits, never the residual stream or attention's own products; weights have a
@@ -43,7 +44,7 @@ import msgspec
 from msgspec import Meta
 
 from modelbuild import kind
-from modelbuild.artifact import Artifact
+from modelbuild.artifact import Artifact, Component
 from modelbuild.errors import problem
 from modelbuild.kind import Context, Ref, SpecError
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from modelbuild.lib.quantizable import Convolution, Linear
     from modelbuild.lib.samples import Samples
 
-VERSION = 1
+VERSION = 2
 TOOLS = {"onnx": "cpu", "onnxruntime": "cpu", "numpy": "cpu"}
 HARDWARE = ()
 RESOURCES = ()
@@ -171,27 +172,65 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
                 raise SpecError("TensorRT takes only symmetric int8 weights and activations", field=field, hint=hint)
 
 
+class Made(msgspec.Struct, frozen=True):
+    """A graph that was quantized: its file's component, its bytes, and its outputs' cosines to the float graph's."""
+
+    component: Component
+    size: int
+    mean: float
+    worst: float
+
+
 def build(spec: Spec, ctx: Context) -> None:
+    source = ctx.input()
+    described = source.descriptor
+    if described.format != "onnx":
+        raise problem("`int8` needs an ONNX model", format=described.format, hint="put a target of kind `onnx` between")
+    graphs = described.components
+    if len(graphs) > 1 and spec.calibration is not None:
+        raise problem(
+            "a model of several graphs is not calibrated: what its later graphs get comes from its earlier ones",
+            graphs=", ".join(graphs),
+            hint="leave out `calibration`: ranges are then taken at every run",
+        )
+    if len(graphs) > 1:
+        _require_matched(spec, source)
+    made = {name: _graph(spec, ctx, source, name, graph) for name, graph in graphs.items()}
+    mean, worst = sum(m.mean for m in made.values()) / len(made), min(m.worst for m in made.values())
+    ctx.log(f"outputs against the float model: cosine {mean:.4f}, worst {worst:.4f}")
+    for name in (*described.tokenizer, *described.extras):
+        ctx.link(source.path / name, ctx.out / name)
+    ctx.describe(
+        msgspec.structs.replace(
+            described,
+            precision="int8",
+            components={name: m.component for name, m in made.items()},
+            metrics={
+                **described.metrics,
+                "cosine": round(mean, 6),
+                "cosine_worst": round(worst, 6),
+                "size_bytes": float(sum(m.size for m in made.values())),
+            },
+        )
+    )
+
+
+def _graph(spec: Spec, ctx: Context, source: Artifact, name: str, component: Component) -> Made:
+    """Quantize one graph of the model into its own file."""
     from modelbuild.lib import int8_tables, onnx_files, quantizable, residuals
     from modelbuild.lib.onnx_graph import Graph
 
-    source = ctx.input()
-    if source.descriptor.format != "onnx":
-        raise problem(
-            "`int8` needs an ONNX model", format=source.descriptor.format, hint="put a target of kind `onnx` between"
-        )
-    path = source.model_path
-    model = onnx_files.load(path)
+    model = onnx_files.load(source.path / component.file)
     _require_quantizable(spec, model)
     graph = Graph(model)
     del model
     before = sum(a.nbytes for a in graph.constants.values())
     quantizable.name_nodes(graph)
     quantizable.fold_views(graph)
-    chosen = _chosen(spec, graph)
+    chosen = _chosen(spec, graph, alone=len(source.descriptor.components) == 1)
     if spec.runtime == "cpu":
         residuals.keep_apart(graph.nodes, graph.constants)
-    references = _quantize(spec, ctx, source, graph, chosen)
+    references = _quantize(spec, ctx, component, graph, chosen)
     tables = (
         int8_tables.quantize(graph) if spec.embeddings or (spec.embeddings is None and spec.runtime == "cpu") else []
     )
@@ -199,32 +238,18 @@ def build(spec: Spec, ctx: Context) -> None:
     kept = sum(a.nbytes for a in graph.constants.values() if a.dtype == "float32")
     quantized = graph.model()
     onnx_files.clean(quantized)
-    component = onnx_files.component(quantized)
+    made = onnx_files.component(quantized, component.file)
     graph.constants.clear()
-    files = onnx_files.save(quantized, ctx.out / onnx_files.MODEL)
+    path = ctx.out / component.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = onnx_files.save(quantized, path)
     del quantized
-    size = sum((ctx.out / name).stat().st_size for name in files)
-    ctx.log(
-        f"{len(chosen)} products and {len(tables)} embedding tables in int8: {_size(size)}, was {_size(before)} "
-        f"({_size(kept)} stay in floats)"
-    )
-    cosine, worst = _checked(ctx.out / onnx_files.MODEL, references)
-    ctx.log(f"outputs against the float model: cosine {cosine:.4f}, worst {worst:.4f}")
-    for name in (*source.descriptor.tokenizer, *source.descriptor.extras):
-        ctx.link(source.path / name, ctx.out / name)
-    ctx.describe(
-        msgspec.structs.replace(
-            source.descriptor,
-            precision="int8",
-            components={next(iter(source.descriptor.components)): component},
-            metrics={
-                **source.descriptor.metrics,
-                "cosine": round(cosine, 6),
-                "cosine_worst": round(worst, 6),
-                "size_bytes": float(size),
-            },
-        )
-    )
+    size = sum(path.with_name(file).stat().st_size for file in files)
+    prefix = f"`{name}`: " if len(source.descriptor.components) > 1 else ""
+    found = f"{len(chosen)} products and {len(tables)} embedding tables in int8"
+    ctx.log(f"{prefix}{found}: {_size(size)}, was {_size(before)} ({_size(kept)} stay in floats)")
+    mean, worst = _checked(path, references)
+    return Made(made, size, mean, worst)
 
 
 def _size(count: float) -> str:
@@ -250,21 +275,35 @@ def _require_quantizable(spec: Spec, model: Any) -> None:
         raise problem(f"opset {version} has no scales per channel", needed="13 or newer", hint="export it again")
 
 
-def _chosen(spec: Spec, graph: Graph) -> list[Any]:
-    """The nodes to quantize; a `ProblemError` when there are none."""
+def _require_matched(spec: Spec, source: Artifact) -> None:
+    """A `ProblemError` for a pattern that no graph has a node for."""
+    from modelbuild.lib import onnx_files, quantizable
+    from modelbuild.lib.onnx_graph import Graph
+
+    names: list[str] = []
+    for component in source.descriptor.components.values():
+        graph = Graph(onnx_files.load(source.path / component.file))
+        quantizable.name_nodes(graph)
+        names += [node.name for node in quantizable.candidates(graph)]
+    quantizable.require_matched(names, nodes=spec.nodes, exclude=spec.exclude)
+
+
+def _chosen(spec: Spec, graph: Graph, *, alone: bool) -> list[Any]:
+    """The nodes to quantize; a `ProblemError` when there are none in a model's only graph."""
     from modelbuild.lib import quantizable
 
     found = quantizable.candidates(graph)
-    if not found:
-        raise problem(
-            "the model has nothing to quantize",
-            looked_for=f"{', '.join(quantizable.OPS)} with a constant float32 weight",
-            hint="int8 starts from a float32 model",
-        )
-    ops = [op for op in spec.ops if spec.mode != "dynamic" or op != "Conv"]
     static = spec.calibration is not None
-    chosen = quantizable.choose(found, ops if static else [op for op in ops if op != "Conv"], spec.nodes, spec.exclude)
-    if not chosen:
+    if alone:
+        if not found:
+            raise problem(
+                "the model has nothing to quantize",
+                looked_for=f"{', '.join(quantizable.OPS)} with a constant float32 weight",
+                hint="int8 starts from a float32 model",
+            )
+        quantizable.require_matched([node.name for node in found], nodes=spec.nodes, exclude=spec.exclude)
+    chosen = quantizable.choose(found, [op for op in spec.ops if static or op != "Conv"], spec.nodes, spec.exclude)
+    if alone and not chosen:
         counts = {op: sum(n.op_type == op for n in found) for op in quantizable.OPS}
         raise problem(
             "`ops`, `nodes` and `exclude` leave nothing to quantize" if static else "nothing to quantize dynamically",
@@ -275,13 +314,13 @@ def _chosen(spec: Spec, graph: Graph) -> list[Any]:
 
 
 def _quantize(
-    spec: Spec, ctx: Context, source: Artifact, graph: Graph, chosen: list[Any]
+    spec: Spec, ctx: Context, component: Component, graph: Graph, chosen: list[Any]
 ) -> list[tuple[dict[str, Any], list[Any]]]:
     """Quantize the chosen nodes in place; inputs and float outputs to compare the result with."""
     from modelbuild.lib import agreement, calibration, dynamic_int8, quantizable, samples
 
     if spec.calibration is None:
-        cases = [feeds for _, feeds in agreement.cases(source.descriptor.model().inputs)]
+        cases = [feeds for _, feeds in agreement.cases(component.inputs)]
         references = calibration.outputs(graph, calibration.with_real_ids(graph, cases))
         linear = [each for each in quantizable.linearize(graph, chosen) if isinstance(each, quantizable.Linear)]
         dynamic_int8.write(
@@ -294,7 +333,7 @@ def _quantize(
         )
         return references
     data = samples.of(ctx.input("calibration"))
-    inputs = {t.name: (t.dtype, t.shape) for t in source.descriptor.model().inputs}
+    inputs = {t.name: (t.dtype, t.shape) for t in component.inputs}
     calibration.require_inputs({name: dtype for name, (dtype, _) in inputs.items()}, data)
     references = calibration.outputs(graph, _spread(spec, data, inputs, graph))
     _write_static(spec, ctx, graph, quantizable.linearize(graph, chosen), data, inputs)

@@ -59,10 +59,14 @@ def _padded(mask: Any, side: str) -> Any:
     return mask
 
 
-def largest_difference(reference: Any, other: Any, inputs: Sequence[Tensor], *, pad_left: bool = True) -> Difference:
+def largest_difference(
+    reference: Any, other: Any, inputs: Sequence[Tensor], *, pad_left: bool = True, shown_only: bool = False
+) -> Difference:
     """The largest difference of two sessions over all `cases`, NaN and infinities counting as infinite.
 
-    Shapes that the reference itself cannot run are passed over; none left is a `ProblemError`.
+    With `shown_only`, places that the mask hides are not compared: what stands there is made of nothing, and another
+    precision makes something else of that. Shapes that the reference itself cannot run are passed over; none left is a
+    `ProblemError`.
     """
     import numpy as np
 
@@ -79,13 +83,30 @@ def largest_difference(reference: Any, other: Any, inputs: Sequence[Tensor], *, 
         with sessions.failures(f"the new model does not run on {case}"):
             got = other.run(names, feeds)
         ran += 1
-        for name, a, b in zip(names, expected, got, strict=True):
-            relative = relative_difference(np.asarray(a), np.asarray(b))
+        mask = feeds.get("attention_mask") if shown_only else None
+        for name, *both in zip(names, expected, got, strict=True):
+            a, b = (shown(np.asarray(each), mask) for each in both)
+            relative = relative_difference(a, b)
             if relative > worst.relative or worst.case == "none":
                 worst = Difference(name, case, relative)
     if not ran:
         raise refused or problem("the model could not be run at any shape")
     return worst
+
+
+def shown(array: Any, mask: Any) -> Any:
+    """An output with zeros at the places that a mask [batch, places] hides.
+
+    The output is [batch, places, ...] of the mask's last places, or a cache [batch, heads, places, size] of all.
+    """
+    if mask is None or mask.all() or array.ndim < 2 or array.shape[0] != mask.shape[0]:
+        return array
+    array = array.copy()
+    if array.ndim == 4 and array.shape[2] == mask.shape[1]:
+        array.swapaxes(1, 2)[mask == 0] = 0
+    elif array.shape[1] <= mask.shape[1] and (array.ndim == 3 or array.shape[1] == mask.shape[1]):
+        array[mask[:, -array.shape[1] :] == 0] = 0
+    return array
 
 
 def relative_difference(a: Any, b: Any) -> float:

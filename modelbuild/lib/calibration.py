@@ -44,7 +44,7 @@ def require_inputs(inputs: Mapping[str, str], samples: Samples) -> None:
     """A `ProblemError` when the dataset is empty or lacks one of the graph's `inputs` (name -> dtype)."""
     if not len(samples):
         raise problem("the calibration dataset is empty", hint="32 samples or more of real data calibrate well")
-    missing = [name for name in inputs if name not in samples.inputs]
+    missing = [name for name in inputs if name not in samples.inputs and not _follows(name)]
     if missing:
         near = suggestion(missing[0], samples.inputs)
         raise problem(
@@ -72,18 +72,45 @@ def batches(
         (size,) = fixed if len(fixed) == 1 else (1,)
     dtypes = {name: dtype for name, (dtype, _) in inputs.items()}
     order = np.argsort(samples.lengths, kind="stable")
+    given = [name for name in inputs if name in samples.inputs]
     wanted: list[dict[str, Array]] = []
-    singles = samples.batches(1, pad=width, sort_by_length=True, names=list(inputs), dtypes=dtypes)
+
+    def whole(singles: Sequence[Mapping[str, Array]]) -> Batch:
+        count, feeds = _stacked(singles, size if fixed else 0)
+        return count, _completed(feeds, inputs)
+
+    singles = samples.batches(1, pad=width, sort_by_length=True, names=given, dtypes=dtypes)
     for index, single in zip(order, singles, strict=True):
         if limit is not None and index >= limit:
             continue
         sample = single if width else _unpadded(single)
         if wanted and (len(wanted) == size or _shapes(wanted[0]) != _shapes(sample)):
-            yield _stacked(wanted, size if fixed else 0)
+            yield whole(wanted)
             wanted = []
         wanted.append(sample)
     if wanted:
-        yield _stacked(wanted, size if fixed else 0)
+        yield whole(wanted)
+
+
+def _follows(name: str) -> bool:
+    """Whether an input follows from the tokens of a text that begins: positions, and the cache, which is empty."""
+    return name == "position_ids" or name.startswith("past_key_values.")
+
+
+def _completed(feeds: dict[str, Array], inputs: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> dict[str, Array]:
+    """The feeds with those inputs that follow from them."""
+    import numpy as np
+
+    rows = next(iter(feeds.values())).shape[0]
+    for name, (dtype, shape) in inputs.items():
+        if name in feeds:
+            continue
+        if name == "position_ids":
+            length = feeds["input_ids"].shape[1]
+            feeds[name] = np.broadcast_to(np.arange(length, dtype=dtype), (rows, length)).copy()
+        else:
+            feeds[name] = np.zeros((rows, *(n if isinstance(n, int) else 0 for n in shape[1:])), dtype)
+    return feeds
 
 
 def _shapes(sample: Mapping[str, Array]) -> list[tuple[int, ...]]:

@@ -20,6 +20,8 @@ MASK = 1e30
 MASKED = 1e4
 """What such a constant becomes: as good as infinite to a softmax, and no overflow when something is added to it."""
 FLOAT, FLOAT16 = 1, 10
+INTEGERS = (6, 7)
+RECKONING = ("Abs", "Add", "Cast", "Ceil", "Div", "Floor", "Log", "Max", "Min", "Mul", "Neg", "Range", "Sqrt", "Sub")
 LESS_BLOCKED = {"tensorrt": ("Max", "Min", "TopK")}
 """Operators of the converter's block list that the runtime has float16 kernels for."""
 
@@ -36,6 +38,51 @@ def float_nodes(model: Any, operators: Collection[str]) -> list[str]:
     types = onnx_values.element_types(model)
     found = (n for n in model.graph.node if n.op_type in operators)
     return [n.name for n in found if FLOAT in (types.get(v) for v in (*n.input, *n.output))]
+
+
+def norm_nodes(model: Any) -> list[str]:
+    """The nodes of root-mean-square norms, by name: squares of small values vanish below float16's least, 6e-8.
+
+    A norm is a mean of squares (`Pow` or `Mul` of a value by itself), what is added to it, and its root's reciprocal.
+    """
+    made = {o: n for n in model.graph.node for o in n.output}
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: list[str] = []
+    for mean in model.graph.node:
+        square = made.get(mean.input[0]) if mean.op_type == "ReduceMean" else None
+        if square is None or not (square.op_type == "Pow" or (square.op_type == "Mul" and len(set(square.input)) == 1)):
+            continue
+        found += [square.name, mean.name]
+        ahead = list(readers.get(mean.output[0], ()))
+        while ahead:
+            node = ahead.pop()
+            if node.op_type in ("Add", "Sqrt", "Reciprocal") and node.name not in found:
+                found.append(node.name)
+                ahead += readers.get(node.output[0], ())
+            elif node.op_type == "Div":
+                found.append(node.name)
+    return found
+
+
+def counting_nodes(model: Any) -> list[str]:
+    """The nodes that reckon with float32 what becomes an integer (T5's buckets of distances), by name: rounded first,
+    they could give its neighbour."""
+    types = onnx_values.element_types(model)
+    made = {o: n for n in model.graph.node for o in n.output}
+    found: list[str] = []
+    ends = [n for n in model.graph.node if n.op_type == "Cast" and types.get(n.output[0]) in INTEGERS]
+    ahead = [n.input[0] for n in ends]
+    while ahead:
+        value = ahead.pop()
+        node = made.get(value)
+        if node is None or types.get(value) != FLOAT or node.op_type not in RECKONING or node.name in found:
+            continue
+        found.append(node.name)
+        ahead += node.input
+    return found
 
 
 def name_nodes(model: Any) -> None:

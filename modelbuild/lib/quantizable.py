@@ -101,19 +101,22 @@ def _is_plain_attention(graph: Graph, node: Any) -> bool:
     )
 
 
-def choose(found: Sequence[Any], ops: Iterable[str], nodes: Sequence[str], exclude: Sequence[str]) -> list[Any]:
-    """Those of the candidates `found` that have one of `ops`, match one of the patterns `nodes` (all, where there
-    are none) and none of `exclude`. A pattern that matches no candidate is a `ProblemError`."""
-    wanted = set(ops)
-    names = [n.name for n in found]
-    for option, patterns in (("nodes", nodes), ("exclude", exclude)):
-        for pattern in patterns:
+def require_matched(names: Sequence[str], **patterns: Sequence[str]) -> None:
+    """A `ProblemError` for a pattern (by the option it is of) that matches none of the candidates' names."""
+    for option, given in patterns.items():
+        for pattern in given:
             if not fnmatch.filter(names, pattern):
                 raise problem(
                     f"`{option}`: the pattern `{pattern}` matches no node that can be quantized",
                     nodes=_some(names),
                     hint=suggestion(pattern, names) or "patterns are `*`, `?` and `[..]` over whole node names",
                 )
+
+
+def choose(found: Sequence[Any], ops: Iterable[str], nodes: Sequence[str], exclude: Sequence[str]) -> list[Any]:
+    """Those of the candidates `found` that have one of `ops`, match one of the patterns `nodes` (all, where there
+    are none) and none of `exclude`."""
+    wanted = set(ops)
     return [
         n
         for n in found

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modelbuild import artifact
 from modelbuild.artifact import Artifact, Descriptor
 from modelbuild.errors import Problem, ProblemError
 from modelbuild.lib import gpu, runners
 from modelbuild.lib.gpu import Gpu
 from tests import graphs
 from tests.kinds.run import run_kind
+from tests.sandbox import Sandbox
 
 if find_spec("polygraphy") is None:  # importing it would choose a TensorRT for all tests
     pytest.skip("Polygraphy is not installed: pip install 'modelbuild[rtx]'", allow_module_level=True)
@@ -79,9 +81,12 @@ def test_a_real_plan_is_refused_here(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     if gpu.first() is not None:
         pytest.skip("this machine has a GPU")
-    built = run_kind(
-        "trt-plan", tmp_path / "plan", {"backend": "rtx"}, inputs={"from": graphs.product(tmp_path / "onnx", batch=2)}
-    )
+    sandbox = Sandbox(tmp_path)  # a process of its own: Polygraphy may be bound to the other TensorRT in this one
+    source = graphs.product(tmp_path / "onnx", batch=2)
+    (sandbox.root / "recipes" / "model.onnx").write_bytes(source.model_path.read_bytes())
+    sandbox.recipe("onnx: {kind: onnx, path: model.onnx}\nplan: {kind: trt-plan, from: onnx, backend: rtx}")
+    sandbox.built("plan")
+    built = artifact.read(sandbox.path("plan").resolve())
     with pytest.raises(ProblemError, match="this machine has no NVIDIA GPU"):
         runners.runner(built)
 
