@@ -7,33 +7,39 @@ pairs. Rows whose text is blank are left out, and how many is said.
 
 Tensors come as `npz`: each array is a model input by its name, its first axis the samples.
 
+`label` keeps what each sample should be answered with, for the scores of `verified`: a class, a number, a text, the
+answers to a question (a text, a list of texts, or `{text: [...]}`), or a class for each word. Words are the column's
+own where it holds a list of them, else what white space parts. Of an `npz` file the label is an array, too.
+
 `limit` takes the first rows; with `seed`, rows drawn at random. Memory does not grow with the number of rows.
 
 ```yaml
 targets:
   sentences: {kind: dataset, path: data/sentences.jsonl, tokenizer: checkpoint, max_length: 128, limit: 256, seed: 1}
   pairs:     {kind: dataset, path: data/nli.csv, tokenizer: checkpoint, columns: [premise, hypothesis], label: label}
-  tensors:   {kind: dataset, path: /data/images.npz}
+  questions: {kind: dataset, path: data/qa.jsonl, tokenizer: checkpoint, columns: [question, context], label: answers}
+  entities:  {kind: dataset, path: data/ner.jsonl, tokenizer: checkpoint, columns: tokens, label: tags}
+  images:    {kind: dataset, path: /data/images.npz, label: classes}
 ```
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
 from modelbuild import kind
 from modelbuild.artifact import Component, Descriptor, Tensor
-from modelbuild.errors import problem
+from modelbuild.errors import problem, suggestion
 from modelbuild.kind import Anywhere, Context, Ref, Source, SpecError
 
 if TYPE_CHECKING:
     from modelbuild.lib.tokenizing import Tokenizer
 
-VERSION = 1
+VERSION = 2
 TOOLS = {"tokenizers": "cpu", "numpy": "cpu"}
 HARDWARE = ()
 RESOURCES = ()
@@ -53,7 +59,9 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
         str | list[str] | None,
         Meta(description="The column to take, or two for pairs; by default `text`, `sentence` or the only one."),
     ] = None
-    label: Annotated[str | None, Meta(description="The column to keep beside each sample as its label.")] = None
+    label: Annotated[
+        str | None, Meta(description="The column (of `npz`: the array) to keep beside each sample as its label.")
+    ] = None
     max_length: Annotated[
         int | None, Meta(description="Longest sample in tokens, the rest is cut; by default the model's own limit.")
     ] = None
@@ -83,7 +91,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
                 hint = "name the target that has it, such as the checkpoint"
                 raise SpecError("texts need a `tokenizer`", field="path", hint=hint)
             return
-        for field in ("tokenizer", "columns", "label", "max_length"):
+        for field in ("tokenizer", "columns", "max_length"):
             if getattr(self, field) is not None:
                 raise SpecError(f"`{field}` is for texts, and `{self.path}` holds tensors", field=field)
         if self.padding != "none":
@@ -136,6 +144,7 @@ def _texts(spec: Spec, ctx: Context) -> None:
         pad_type_id=padding.type_id,
         pad_left=padding.left,
         pad_to=max_length if spec.padding == "max_length" else None,
+        places=spec.label is not None,
     )
     progress = ctx.progress
     chosen = texts.draw(file, spec.seed, spec.limit, progress) if spec.seed is not None else None
@@ -148,8 +157,9 @@ def _texts(spec: Spec, ctx: Context) -> None:
         hint = "is it the right file and column?"
         raise problem(f"`{spec.path}` holds no texts", blank_rows=tally.blank, hint=hint)
     if spec.label is not None:
-        labels = tally.labels if order is None else [tally.labels[i] for i in order]
-        written = samples.write_labels(ctx.out, labels, written)
+        places = range(written.count) if order is None else order
+        labels, kept = [tally.labels[i] for i in places], [tally.texts[i] for i in places]
+        written = samples.write_labels(ctx.out, labels, written, kept)
     _say(spec, ctx, written.count, tally.blank)
     mean = written.tokens / written.count
     cut = f", {tally.cut} cut to {max_length}" if tally.cut else ""
@@ -163,6 +173,7 @@ def _texts(spec: Spec, ctx: Context) -> None:
             "max_length": max_length,
             "longest": written.longest,
             "vocab_size": tokenizer.vocab_size,
+            "vocabulary": tokenizer.vocabulary,
             "largest_id": tally.largest,
             "pad_id": padding.token_id,
         },
@@ -201,17 +212,40 @@ def _tensors(spec: Spec, ctx: Context) -> None:
     elif spec.limit is not None and spec.limit < count:
         chosen = range(spec.limit)
     taken = count if chosen is None else len(chosen)
+    labels = _labels(spec, files, range(count) if chosen is None else chosen)
     names = {}
     for i, (name, file) in enumerate(sorted(files.items())):
         names[name] = f"array_{i}.npy"
         npz.take(file, ctx.out / names[name], chosen)
         ctx.progress(i + 1, len(files), "copy arrays")
-    samples.write_arrays(ctx.out, taken, names)
+    header = samples.write_arrays(ctx.out, taken, names)
+    if labels is not None:
+        samples.write_labels(ctx.out, labels, header)
     _say(spec, ctx, taken, 0)
     opened = samples.Samples(ctx.out)
     tensors = tuple(Tensor(name, a.dtype.name, ("batch", *a.shape[1:])) for name, a in opened.arrays.items())
     ctx.log(f"{taken} samples of " + ", ".join(f"`{t.name}` {t.dtype} {list(t.shape[1:])}" for t in tensors))
     _describe(ctx, tensors, {"samples": taken}, {"samples": float(taken)})
+
+
+def _labels(spec: Spec, files: dict[str, Path], chosen: Sequence[int]) -> list[Any] | None:
+    """The label of each chosen sample; its array is taken out of `files`."""
+    import numpy as np
+
+    if spec.label is None:
+        return None
+    file = files.pop(spec.label, None)
+    if file is None:
+        hint = suggestion(spec.label, files)
+        raise problem(f"`{spec.path}` has no array `{spec.label}`", arrays=", ".join(files) or "none", hint=hint)
+    if not files:
+        raise problem(f"`{spec.path}` has labels and nothing that they are of", arrays=spec.label)
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if array.dtype.kind not in "biufU":
+        raise problem(f"the labels `{spec.label}` are neither numbers nor texts", dtype=array.dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise problem(f"the labels `{spec.label}` are not all finite")
+    return [array[i].tolist() for i in chosen]
 
 
 def _say(spec: Spec, ctx: Context, count: int, blank: int) -> None:

@@ -60,7 +60,6 @@ targets:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -72,6 +71,7 @@ from modelbuild import kind
 from modelbuild.artifact import Artifact, Component, Descriptor
 from modelbuild.errors import problem, suggestion
 from modelbuild.kind import Anywhere, Context, Files, Ref, Siblings, Source, SpecError
+from modelbuild.lib import own_code
 from modelbuild.lib.checkpoint_files import EXTRAS, TOKENIZER
 from modelbuild.lib.export_tasks import OPSETS, OTHER_NAMES, TASKS
 
@@ -199,7 +199,7 @@ class Spec(kind.Spec, frozen=True, kw_only=True, rename={"from_": "from"}):
             raise SpecError(f"`{self.task}` has no labels", field="labels")
 
     def _check_factory(self) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", self.factory or ""):
+        if not own_code.NAME.fullmatch(self.factory or ""):
             raise SpecError(f"`{self.factory}` is not `package.module:function`", field="factory")
         if self.code is None:
             hint = "name the Python file, or the folder its package lies in: its content enters the key"

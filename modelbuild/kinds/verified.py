@@ -28,13 +28,44 @@ Figures of the comparison, over all outputs (the worst of them) or of one (`outp
 `cosine_min` (the worst sample), `max_abs`, `p99_abs`, `mean_abs`, `max_rel`, `mean_rel` (relative to the sample's
 largest magnitude), `l2`, `l2_max`, `snr`, `snr_min`, `psnr`, `psnr_min` (dB, 200 for equal answers),
 `top1_agreement`, `top5_agreement`; and of embeddings `similarity_spearman`, the rank correlation of all pairs'
-similarities. Scores: `accuracy` and `f1` of labelled classes, `pearson` and `spearman` of labelled numbers,
-`perplexity` of causal language models. With `against`, a score of the reference is told as `reference.accuracy`, and
-`max_loss` is the part of it that may be lost. A requirement that could not be evaluated is a failure.
+similarities; and of generated texts `text_agreement`, the part that are the reference's. With `against`, a score of the
+reference is told as `reference.accuracy`, and `max_loss` is the part of it that may be lost. A requirement that could
+not be evaluated is a failure.
+
+| scores | of | labels |
+| --- | --- | --- |
+| `accuracy`, `f1` (mean over the classes) | texts or images in classes | class numbers or names |
+| `pearson`, `spearman` | one number per sample | numbers |
+| `accuracy` of words, `f1` of entities | token classification | a class for each word |
+| `exact_match`, `f1` of words, as in SQuAD | question answering | answers: a text, a list, `{text: [...]}` |
+| `exact_match`, `wer` | text to text, speech | texts |
+| `perplexity` | causal language models without a cache | none |
+
+A word has the class of its first token. Entities are told by classes `O`, `B-...` and `I-...`; with others, `f1` is the
+mean over the classes. Where a question has no answer (an empty list), the model may choose none. Texts are generated
+by the likeliest token each time, at most `max_new_tokens`, without the checkpoint's rules for choosing.
+
+**A metric of your own** is a function `function(outputs, labels)` that returns a number: `outputs` maps each output's
+name to one array per sample, without padding (`text`: the generated texts), and `labels` is a list, or None. *Building
+runs the code in `code`*; loading the recipe does not. Its content is part of the key. For `max_loss`, more is better.
+
+```yaml
+targets:
+  priced:
+    kind: verified
+    from: int8
+    against: onnx
+    data: labelled
+    metrics: {profit: "shop.metrics:profit"}
+    code: src
+    require: {profit: {max_loss: 0.02}}
+```
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
@@ -44,17 +75,19 @@ from msgspec import Meta
 from modelbuild import kind
 from modelbuild.artifact import Artifact
 from modelbuild.errors import Problem, ProblemError, problem
-from modelbuild.kind import Context, Ref, SpecError
+from modelbuild.kind import Context, Files, Ref, Source, SpecError
+from modelbuild.lib import own_code
 
-VERSION = 1
+VERSION = 2
 TOOLS = {
     "polygraphy": "quality", "onnxruntime": "cpu", "numpy": "cpu", "tokenizers": "cpu", "scikit-learn": "quality",
-    "scipy": "quality",
+    "scipy": "quality", "jiwer": "quality",
 }  # fmt: skip
 HARDWARE = ("gpu",)
 RESOURCES = ("gpu",)
 
 TABLE = "verified.json"
+CODE = Files(("*.py", "**/*.py"))
 
 
 class Bound(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +106,18 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
     require: Annotated[
         dict[str, Bound], Meta(description="Figure -> `min`, `max` and `max_loss` (0.01: at most 1 % worse).")
     ]
+    metrics: Annotated[dict[str, str], Meta(description="Figures of your own: name -> `package.module:function`.")] = {}
+    code: (
+        Annotated[Source, CODE, Meta(description="The metrics' Python file, or the folder their package lies in.")]
+        | None
+    ) = None
+    packages: Annotated[
+        tuple[str, ...], Meta(description="Packages that the metrics' code uses: their versions enter the key.")
+    ] = ()
+    max_new_tokens: (
+        Annotated[int, Meta(ge=1, description="Tokens of a generated text; by default the model's own, else 128.")]
+        | None
+    ) = None
     samples: Annotated[int, Meta(ge=1, description="Fail when the dataset has fewer samples than this.")] = 1
     batch_size: Annotated[int, Meta(ge=1, description="Samples that run together, padded to the longest.")] = 8
     provider: Annotated[Literal["cpu", "cuda"], Meta(description="Where ONNX models run.")] = "cpu"
@@ -87,11 +132,25 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
                 raise SpecError(f"`max_loss` of `{name}` is a part from 0 to 1", field="require")
             if bound.max_loss is not None and self.against is None:
                 raise SpecError(f"`max_loss` of `{name}` needs a reference: `against`", field="require")
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        for name, function in self.metrics.items():
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise SpecError(f"`{name}` is no name of a metric", field="metrics", hint="letters, digits and `_`")
+            if not own_code.NAME.fullmatch(function):
+                raise SpecError(f"`{function}` is not `package.module:function`", field="metrics")
+        if self.metrics and self.code is None:
+            hint = "name the Python file, or the folder its package lies in: its content enters the key"
+            raise SpecError("`metrics` needs `code`", field="metrics", hint=hint)
+        for field in ("code", "packages"):
+            if getattr(self, field) and not self.metrics:
+                raise SpecError(f"`{field}` is for `metrics`, and there are none", field=field)
 
 
 def tools(spec: Spec) -> Collection[str]:
     """ONNX Runtime runs what is compared; a plan's own TensorRT is part of its content."""
-    return TOOLS.keys()
+    return TOOLS.keys() | set(spec.packages)
 
 
 def hardware(spec: Spec) -> dict[str, str]:
@@ -105,7 +164,7 @@ def resources(spec: Spec) -> Collection[str]:
 
 
 def build(spec: Spec, ctx: Context) -> None:
-    from modelbuild.lib import comparison, passing, samples
+    from modelbuild.lib import comparison, own_metrics, passing, samples
 
     model, reference = ctx.input(), ctx.inputs.get("against", ())
     data = samples.of(ctx.input("data"))
@@ -114,6 +173,9 @@ def build(spec: Spec, ctx: Context) -> None:
     for each in (model, *reference):
         _require_runnable(each)
         comparison.require_same_tokenizer(each, ctx.input("data"))
+    own = own_metrics.Metrics(ctx.sources["code"], spec.metrics) if spec.metrics else None
+    if own is not None:
+        comparison.require_new_names(own.functions)
     found = comparison.run(
         model,
         reference[0] if reference else None,
@@ -121,10 +183,14 @@ def build(spec: Spec, ctx: Context) -> None:
         size=spec.batch_size,
         provider=spec.provider,
         progress=ctx.progress,
+        own=own,
+        scratch=ctx.scratch,
+        most=spec.max_new_tokens,
     )
     figures = {name: comparison.rounded(value) for name, value in found.figures.items()}
     for name in spec.require:
         comparison.require_known(name, figures)
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     _judge(spec, figures, found, ctx)
     passing.link(ctx, model, TABLE)
     worst = [{"sample": number + 1, **values} for number, values in found.worst]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modelbuild.artifact import Artifact, Component
 from modelbuild.errors import problem
-from modelbuild.lib import calibration, runners, sessions
+from modelbuild.lib import calibration, greedy, runners, sessions
 from modelbuild.lib.runners import Runner
 from modelbuild.lib.samples import Samples
 from modelbuild.lib.triton_serving import embeddings
@@ -30,7 +30,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 def require_inputs(model: Artifact, data: Samples) -> None:
     """A `ProblemError` when the dataset is empty or has not all that the model takes."""
-    calibration.require_inputs({t.name: t.dtype for t in model.descriptor.model().inputs}, data)
+    calibration.require_inputs({t.name: t.dtype for t in graph(model).inputs}, data)
+
+
+def graph(model: Artifact) -> Component:
+    """The graph that takes the samples: the one there is, or the encoder of a model that generates."""
+    described = model.descriptor
+    return described.components["encoder"] if greedy.generates(described) else described.model()
 
 
 def batches(model: Artifact, data: Samples, size: int) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
@@ -38,7 +44,7 @@ def batches(model: Artifact, data: Samples, size: int) -> Iterator[tuple[NDArray
 
     A graph of a fixed batch is given one sample at a time where that batch is 1, and is refused for any other.
     """
-    inputs = model.descriptor.model().inputs
+    inputs = graph(model).inputs
     fixed = {t.shape[0] for t in inputs if t.shape and isinstance(t.shape[0], int)}
     if fixed - {1}:
         raise problem(
@@ -59,12 +65,12 @@ def of(
     """The answers to one batch; a `ProblemError` of `title` when the model does not run or an answer is not finite."""
     with sessions.failures(title):
         found = {name: np.asarray(values) for name, values in runner.infer(dict(feeds)).items()}
-    graph = model.descriptor.model()
+    taker = graph(model)
     mask = feeds.get("attention_mask")
     real = None if mask is None or np.ndim(mask) != 2 else np.asarray(mask).astype(bool)
     settings = model.descriptor.settings
-    if real is not None and settings.get("pooling") and len(graph.outputs) and graph.outputs[0].name in found:
-        vectors = found[graph.outputs[0].name]
+    if real is not None and settings.get("pooling") and len(taker.outputs) and taker.outputs[0].name in found:
+        vectors = found[taker.outputs[0].name]
         known = all(name in embeddings.POOLINGS for name in str(settings["pooling"]).split("+"))
         if vectors.ndim == 3 and known:
             found[EMBEDDING] = embeddings.pooled(vectors, real, str(settings["pooling"]))
@@ -74,7 +80,10 @@ def of(
             if values.ndim == 0 or len(values) != len(numbers):
                 continue
             own = values[row]
-            if real is not None and _has_positions(graph, name) and own.ndim and len(own) == real.shape[1]:
+            if isinstance(own, str):
+                outputs[name] = np.asarray(own)
+                continue
+            if real is not None and _has_positions(taker, name) and own.ndim and len(own) == real.shape[1]:
                 own = own[real[row]]
             if values.dtype.kind == "f" and not np.isfinite(own).all():
                 raise problem(f"{title}: an answer is not finite", output=name, sample=int(number) + 1)
@@ -89,8 +98,13 @@ def _has_positions(graph: Component, name: str) -> bool:
     return any(t.name == name and len(t.shape) > 1 and t.shape[1] in tokens for t in graph.outputs)
 
 
-def open_runner(model: Artifact, provider: runners.Provider, data: Samples, threads: int = 1) -> Runner:
-    """What runs the model on the dataset: a plan by the profile that takes the dataset's first sample."""
+def open_runner(
+    model: Artifact, provider: runners.Provider, data: Samples, threads: int = 1, most: int | None = None
+) -> Runner:
+    """What runs the model on the dataset: a plan by the profile that takes the dataset's first sample; a model that
+    generates for `most` tokens (None: its own)."""
+    if greedy.generates(model.descriptor):
+        return greedy.Generator(model, provider, threads, most)
     if model.descriptor.format != "trt-plan":
         return runners.runner(model, provider=provider, threads=threads)
     _, feeds = next(iter(batches(model, data, 1)))

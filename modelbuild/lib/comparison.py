@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,13 +16,12 @@ from modelbuild.errors import problem, suggestion
 from modelbuild.lib import answers, differences, runners, scores
 from modelbuild.lib.answers import EMBEDDING, Answer
 from modelbuild.lib.differences import Measured
+from modelbuild.lib.own_metrics import Kept, Metrics
 from modelbuild.lib.samples import Samples
+from modelbuild.lib.tally import Tally
 
 WORST = 3
 """Samples that are named where the model is worst."""
-MOST_EMBEDDINGS = 2000
-"""Embeddings that are kept to correlate their similarities: 2 million pairs."""
-CAUSAL = frozenset({"text-generation"})
 REFERENCE = "reference."
 Progress = Callable[[float, float, str], None]
 
@@ -34,45 +34,6 @@ class Found(msgspec.Struct, frozen=True):
     count: int
 
 
-class Tally:
-    """What is gathered of one model for its scores: no more than a row of numbers per sample."""
-
-    def __init__(self, model: Artifact, labels: Sequence[Any] | None) -> None:
-        self.model, self.labels = model, labels
-        self.rows: list[NDArray[Any]] = []
-        self.embeddings: list[NDArray[Any]] = []
-        self.loss, self.tokens = 0.0, 0
-
-    def add(self, answer: Answer, ids: NDArray[np.int64] | None) -> None:
-        """Take what the scores need of an answer."""
-        first = next(iter(answer.outputs.values()))
-        if self.labels is not None and first.ndim == 1:
-            self.rows.append(np.array(first))
-        if EMBEDDING in answer.outputs and len(self.embeddings) < MOST_EMBEDDINGS:
-            self.embeddings.append(np.array(answer.outputs[EMBEDDING]))
-        if self.model.descriptor.task in CAUSAL and ids is not None and first.ndim == 2 and len(first) == len(ids):
-            loss, tokens = scores.negative_log_likelihood(first, ids)
-            self.loss, self.tokens = self.loss + loss, self.tokens + tokens
-
-    def scores(self) -> scores.Scores:
-        """The scores that what was gathered gives."""
-        found: scores.Scores = {}
-        if self.labels is not None and len(self.rows) == len(self.labels):
-            if self.rows[0].size == 1:
-                found |= scores.of_values(self.rows, self.labels)
-            else:
-                found |= scores.of_classes(self.rows, self.labels, _class_names(self.model))
-        if self.tokens:
-            found["perplexity"] = float(np.exp(self.loss / self.tokens))
-        return found
-
-
-def _class_names(model: Artifact) -> Mapping[str, Any]:
-    """Class number -> name, as the model's settings have them."""
-    labels = model.descriptor.settings.get("labels") or ()
-    return {str(n): name for n, name in enumerate(labels)} if isinstance(labels, list | tuple) else dict(labels)
-
-
 def run(
     model: Artifact,
     reference: Artifact | None,
@@ -81,17 +42,26 @@ def run(
     size: int,
     provider: runners.Provider,
     progress: Progress,
+    own: Metrics | None = None,
+    scratch: Path | None = None,
+    most: int | None = None,
 ) -> Found:
-    """Run both on all samples; memory does not grow with the answers. A `ProblemError` for whatever cannot run."""
-    labels = data.labels()
+    """Run both on all samples; memory does not grow with the answers. A `ProblemError` for whatever cannot run.
+
+    `own` are the user's metrics, for which the answers are kept in the folder `scratch`; `most` tokens are generated.
+    """
     both = [model] if reference is None else [model, reference]
     for each in both:
         answers.require_inputs(each, data)
     runners.prepare(*both)
-    tallies = [Tally(each, labels) for each in both]
+    tallies = [
+        Tally(each, data, (own, Kept(scratch / str(n))) if own is not None and scratch is not None else None)
+        for n, each in enumerate(both)
+    ]
     measured: dict[str, list[Measured]] = {}
+    same: list[bool] = []
     with contextlib.ExitStack() as stack:
-        running = [stack.enter_context(answers.open_runner(each, provider, data)) for each in both]
+        running = [stack.enter_context(answers.open_runner(each, provider, data, most=most)) for each in both]
         done = 0
         for feeds_of in zip(*(answers.batches(each, data, size) for each in both), strict=True):
             titles = ("the model does not run on the data", "the reference does not run on the data")
@@ -104,10 +74,13 @@ def run(
                     tally.add(answer, _ids(feeds, row))
             if reference is not None:
                 for answer, expected in zip(*got, strict=True):
-                    _measure(expected, answer, measured)
+                    _measure(expected, answer, measured, same)
             done += len(feeds_of[0][0])
             progress(done, len(data), "compare" if reference is not None else "score")
-    return Found(_figures(tallies, measured), _worst(measured), len(data))
+    figures = _figures(tallies, measured)
+    if same:
+        figures["text_agreement"] = sum(same) / len(same)
+    return Found(figures, _worst(measured), len(data))
 
 
 def _ids(feeds: Mapping[str, Any], row: int) -> NDArray[np.int64] | None:
@@ -118,7 +91,8 @@ def _ids(feeds: Mapping[str, Any], row: int) -> NDArray[np.int64] | None:
     return ids if mask is None else ids[np.asarray(mask[row]).astype(bool)]
 
 
-def _measure(expected: Answer, answer: Answer, measured: dict[str, list[Measured]]) -> None:
+def _measure(expected: Answer, answer: Answer, measured: dict[str, list[Measured]], same: list[bool]) -> None:
+    """Compare two answers to a sample, output by output; of generated texts, whether they are the same."""
     for name, values in expected.outputs.items():
         other = answer.outputs.get(name)
         if other is None:
@@ -134,6 +108,9 @@ def _measure(expected: Answer, answer: Answer, measured: dict[str, list[Measured
                 model=list(other.shape),
                 reference=list(values.shape),
             )
+        if values.dtype.kind not in "fiub":
+            same.append(str(values) == str(other))
+            continue
         measured.setdefault(name, []).append(differences.measure(values, other))
 
 
@@ -178,8 +155,7 @@ def require_known(name: str, figures: Mapping[str, float]) -> None:
         possible = {**differences.NAMES, **scores.NAMES}
         plain = name.rpartition(".")[2]
         if plain in scores.NAMES and plain not in figures:
-            hint = "labels come with the dataset's `label`; perplexity is of causal language models without a cache"
-            raise problem(f"`{name}` could not be measured", measures=scores.NAMES[plain], hint=hint)
+            raise problem(f"`{name}` could not be measured", measures=scores.NAMES[plain], hint=_needs(plain))
         if plain in differences.NAMES and not any(n in figures for n in differences.NAMES):
             raise problem(f"`{name}` could not be measured", hint="it compares with a reference: name it by `against`")
         known = [n for n in figures if not n.startswith(REFERENCE)]
@@ -190,6 +166,28 @@ def require_known(name: str, figures: Mapping[str, float]) -> None:
         )
     if not np.isfinite(figures[name]):
         raise problem(f"`{name}` is not a number", hint="one side never changes: is the data varied enough?")
+
+
+def require_new_names(names: Iterable[str]) -> None:
+    """A `ProblemError` when a metric of the user's is called as a figure that there is."""
+    for name in names:
+        if name in differences.NAMES or name in scores.NAMES:
+            raise problem(f"`{name}` is a figure that there is already", hint="give your metric another name")
+
+
+def _needs(name: str) -> str:
+    """What a score that was not measured would have needed."""
+    match name:
+        case "perplexity":
+            return "perplexity is of causal language models without a cache"
+        case "similarity_spearman":
+            return "it needs embeddings of at least three samples, and a reference: `against`"
+        case "text_agreement":
+            return "it is of models that generate (encoder and decoder), beside a reference: `against`"
+        case "wer":
+            return "it is of models that generate (encoder and decoder), on a dataset with `label`"
+        case _:
+            return "labels come with the dataset's `label`; which scores there are depends on the model's task"
 
 
 def _plain(names: Sequence[str]) -> list[str]:
@@ -220,17 +218,18 @@ def limit(name: str, reference: float, loss: float) -> float:
 
 
 def require_same_tokenizer(model: Artifact, data: Artifact) -> None:
-    """A `ProblemError` when the dataset's tokens are not of the model's vocabulary."""
-    theirs = data.descriptor.settings.get("vocab_size")
-    if theirs is None or not model.descriptor.tokenizer:
+    """A `ProblemError` when the dataset's tokens are not those of the model's tokenizer."""
+    settings = data.descriptor.settings
+    if "vocabulary" not in settings or not model.descriptor.tokenizer:
         return
     from modelbuild.lib.tokenizing import Tokenizer
 
-    own = Tokenizer(model).vocab_size
-    if own != theirs:
+    own = Tokenizer(model)
+    if own.vocabulary != settings["vocabulary"]:
+        other = settings["vocab_size"]
         raise problem(
             "the dataset was tokenized by another tokenizer than the model's",
-            model=f"{own} tokens",
-            dataset=f"{theirs} tokens",
+            model=f"{own.vocab_size} tokens",
+            dataset=f"{other} tokens" if other != own.vocab_size else f"{other} others",
             hint="build the dataset with `tokenizer:` naming the checkpoint that the model came from",
         )

@@ -7,15 +7,13 @@ by running the module at other sizes.
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from modelbuild.errors import problem, suggestion
+from modelbuild.errors import problem
+from modelbuild.lib import own_code
 from modelbuild.lib.export_graph import Case, Graph, Port
 from modelbuild.lib.positional import wrapped
 
@@ -29,16 +27,11 @@ def load(code: Path, factory: str) -> tuple[Any, dict[str, Any]]:
 
     A `ProblemError` when there is no such module or function, it fails, or it returns something else.
     """
-    module_name, function_name = factory.split(":")
-    module = _import(code, module_name, factory)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        hint = suggestion(function_name, [n for n in vars(module) if not n.startswith("_")])
-        raise problem(f"`{module_name}` has no function `{function_name}`", hint=hint)
+    function = own_code.load(code, factory, "factory")
     try:
         result = function()
     except Exception as e:  # anybody's code
-        raise _failed(f"the factory `{factory}` failed", code, e) from e
+        raise own_code.failed(f"the factory `{factory}` failed", code, e) from e
     import torch
 
     match result:
@@ -58,36 +51,6 @@ def _require_fp32(module: Any) -> None:
             dtypes=", ".join(sorted(kinds)),
             hint="return it in float32: other precisions are made of the exported model by `fp16` or `int8`",
         )
-
-
-def _import(code: Path, name: str, factory: str) -> Any:
-    """The module `name` from `code` and from nowhere else."""
-    root = code if code.is_dir() else code.parent
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    sys.path.insert(0, str(root))
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(name)
-    except Exception as e:  # anybody's code
-        raise _failed(f"`{name}` of the factory `{factory}` cannot be imported", code, e) from e
-    finally:
-        sys.dont_write_bytecode = writes
-    file = Path(module.__file__ or "").resolve()
-    if not (file.is_relative_to(root.resolve()) if code.is_dir() else file == code.resolve()):
-        raise problem(
-            f"`{name}` is not in `{code.name}`",
-            found=module.__file__ or "a module without a file",
-            hint="`code` is the file of the factory's module, or the folder its package lies in",
-        )
-    return module
-
-
-def _failed(title: str, code: Path, error: Exception) -> Exception:
-    """A `Problem` with the last line of the user's code that the error passed through."""
-    root = str(code if code.is_dir() else code.parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(root)]
-    place = f"{Path(frames[-1].filename).relative_to(root)}:{frames[-1].lineno}" if frames else code.name
-    return problem(title, at=place, cause=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def put_weights(module: Any, file: Path) -> None:

@@ -31,6 +31,8 @@ class Row(msgspec.Struct, frozen=True):
 
     texts: tuple[str, ...]
     label: Any = None
+    words: tuple[str, ...] | None = None
+    """The words of the one text, where the column holds a list of them; the text is these with spaces between."""
 
     @property
     def blank(self) -> bool:
@@ -53,9 +55,13 @@ class TextFile(msgspec.Struct, frozen=True):
         columns: Sequence[str] = self.columns
         for line, record in records:
             columns = columns or self._default(record, line)
-            texts = tuple(self._text(record, column, line) for column in columns)
+            words = self._words(record, columns[0], line) if len(columns) == 1 else None
+            if words is not None:
+                texts: tuple[str, ...] = (" ".join(words),)
+            else:
+                texts = tuple(self._text(record, column, line) for column in columns)
             label = None if self.label is None else self._value(record, self.label, line)
-            yield Row(texts, label)
+            yield Row(texts, label, words)
 
     def error(self, title: str, line: int, *, text: str = "", hint: str | None = None, **facts: object) -> ProblemError:
         """A problem at a line of the file."""
@@ -157,6 +163,10 @@ class TextFile(msgspec.Struct, frozen=True):
                 hint=suggestion(column, record),
             )
         return record[column]
+
+    def _words(self, record: Mapping[str, Any], column: str, line: int) -> tuple[str, ...] | None:
+        value = self._value(record, column, line)
+        return tuple(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else None
 
     def _text(self, record: Mapping[str, Any], column: str, line: int) -> str:
         value = self._value(record, column, line)

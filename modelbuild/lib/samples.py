@@ -4,6 +4,9 @@ A folder of samples holds `samples.json` (a `Header`) and little-endian files it
 padding: `tokens.bin` is every sample's token ids one after another (int32), `types.bin` their segment ids (uint8, for
 pairs), `spans.bin` the samples' [start, end) in tokens (int64), in the samples' order. Tensors are `.npy` files whose
 first axis is the samples. All are memory-mapped: memory does not grow with the number of samples.
+
+Labelled samples have `labels.json`, a value each, and where they are texts what scores need to find an answer in them:
+`texts.json`, and `places.bin`, each token's text (-1: added by the tokenizer) and [start, end) in characters (int32).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 HEADER = "samples.json"
 TOKENS, TYPES, SPANS, LABELS = "tokens.bin", "types.bin", "spans.bin", "labels.json"
+PLACES, TEXTS = "places.bin", "texts.json"
+Text: TypeAlias = Sequence[str | Sequence[str]]
+"""The texts of a sample, one or two; one that came as a list of words is that list."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -42,13 +48,15 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     arrays: dict[str, str] = {}
     """Input name -> file."""
     labels: bool = False
+    places: bool = False
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """One sample: its token ids, and segment ids when it is a pair of texts."""
+    """One sample: its token ids, segment ids when it is a pair of texts, and places when it is to be labelled."""
 
     ids: Sequence[int]
     types: Sequence[int] | None = None
+    places: Sequence[tuple[int, int, int]] | None = None
 
 
 def write_texts(folder: Path, samples: Iterable[Encoded], header: Header, order: Sequence[int] | None = None) -> Header:
@@ -60,14 +68,22 @@ def write_texts(folder: Path, samples: Iterable[Encoded], header: Header, order:
 
     folder.mkdir(parents=True, exist_ok=True)
     ends = array.array("q", [0])
-    with (folder / TOKENS).open("wb") as tokens, (folder / TYPES).open("wb") as types:
+    with (
+        (folder / TOKENS).open("wb") as tokens,
+        (folder / TYPES).open("wb") as types,
+        (folder / PLACES).open("wb") as places,
+    ):
         for sample in samples:
             tokens.write(np.asarray(sample.ids, dtype="<i4").tobytes())
             if header.pairs:
                 types.write(np.asarray(sample.types, dtype="u1").tobytes())
+            if header.places:
+                places.write(np.asarray(sample.places, dtype="<i4").tobytes())
             ends.append(ends[-1] + len(sample.ids))
     if not header.pairs:
         (folder / TYPES).unlink()
+    if not header.places:
+        (folder / PLACES).unlink()
     spans = np.stack([np.asarray(ends[:-1], dtype="<i8"), np.asarray(ends[1:], dtype="<i8")], axis=1)
     if order is not None:
         spans = spans[np.asarray(order, dtype=np.int64)]
@@ -85,9 +101,11 @@ def write_arrays(folder: Path, count: int, arrays: Mapping[str, str]) -> Header:
     return header
 
 
-def write_labels(folder: Path, labels: Sequence[Any], header: Header) -> Header:
-    """Write one JSON value per sample beside the samples."""
+def write_labels(folder: Path, labels: Sequence[Any], header: Header, texts: Sequence[Text] = ()) -> Header:
+    """Write one JSON value per sample beside the samples, and the texts of samples that have some."""
     (folder / LABELS).write_bytes(msgspec.json.encode(list(labels)) + b"\n")
+    if header.places:
+        (folder / TEXTS).write_bytes(msgspec.json.encode(list(texts)) + b"\n")
     header = msgspec.structs.replace(header, labels=True)
     _write_header(folder, header)
     return header
@@ -113,6 +131,9 @@ class Samples:
             self._tokens = np.memmap(folder / TOKENS, dtype="<i4", mode="r")
             self._types = np.memmap(folder / TYPES, dtype="u1", mode="r") if self.header.pairs else None
             self._spans = np.memmap(folder / SPANS, dtype="<i8", mode="r").reshape(-1, 2)
+            self._places = (
+                np.memmap(folder / PLACES, dtype="<i4", mode="r").reshape(-1, 3) if self.header.places else None
+            )
 
     def __len__(self) -> int:
         return self.header.count
@@ -134,6 +155,16 @@ class Samples:
     def labels(self) -> list[Any] | None:
         """One JSON value per sample, where the dataset was built with a label column."""
         return msgspec.json.decode((self.folder / LABELS).read_bytes()) if self.header.labels else None
+
+    def texts(self) -> list[Text] | None:
+        """The texts of each sample, where they were labelled."""
+        return msgspec.json.decode((self.folder / TEXTS).read_bytes()) if self.header.places else None
+
+    def places(self, sample: int) -> np.ndarray[Any, Any]:
+        """For each token of a labelled text: the number of its text (-1: none), and its start and end, [tokens, 3]."""
+        assert self._places is not None
+        start, end = self._spans[sample]
+        return self._places[start:end]
 
     def require(self, names: Iterable[str]) -> None:
         """A `ProblemError` naming the first of `names` that the samples do not have."""

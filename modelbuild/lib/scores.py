@@ -19,15 +19,15 @@ def of_classes(logits: Sequence[NDArray[Any]], labels: Sequence[Any], names: Map
     By scikit-learn's `accuracy_score` and `f1_score`, the classes being those seen on either side.
     """
     known = {str(name): int(number) for number, name in names.items()}
-    wanted = np.array([_number(label, known, logits[0].shape[-1], row) for row, label in enumerate(labels)])
+    wanted = np.array([number(label, known, logits[0].shape[-1], row) for row, label in enumerate(labels)])
     chosen = np.array([int(row.argmax()) for row in logits])
     from sklearn.metrics import accuracy_score, f1_score
 
     return {"accuracy": float(accuracy_score(wanted, chosen)), "f1": float(f1_score(wanted, chosen, average="macro"))}
 
 
-def _number(label: Any, known: Mapping[str, int], count: int, row: int) -> int:
-    """A label as a class number; a `ProblemError` for one that the model has no class for."""
+def number(label: Any, known: Mapping[str, int], count: int, row: int) -> int:
+    """A sample's label (or a part of it) as a class number; a `ProblemError` for one that is no class."""
     if isinstance(label, str) and label in known:
         return known[label]
     if isinstance(label, str) and label.isdecimal():
@@ -71,6 +71,18 @@ def _correlation(name: str, a: NDArray[Any], b: NDArray[Any]) -> float:
         return float(getattr(stats, name)(a, b).statistic)
 
 
+def of_texts(texts: Sequence[str], labels: Sequence[Any]) -> Scores:
+    """`exact_match` and `wer` (by jiwer: over all words of the labels) of generated texts; labels are texts."""
+    import jiwer
+
+    for sample, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip():
+            hint = "the model answers with a text, so labels are texts"
+            raise problem("a label is no text", sample=sample + 1, label=str(label)[:80], hint=hint)
+    exact = [text.split() == label.split() for text, label in zip(texts, labels, strict=True)]
+    return {"exact_match": sum(exact) / len(exact), "wer": float(jiwer.wer(list(labels), list(texts)))}
+
+
 def negative_log_likelihood(logits: NDArray[Any], ids: NDArray[np.int64]) -> tuple[float, int]:
     """(sum over the next tokens of -log p, how many) of one text: logits [tokens, vocabulary], ids [tokens]."""
     rows = logits[:-1].astype(np.float64)
@@ -81,12 +93,15 @@ def negative_log_likelihood(logits: NDArray[Any], ids: NDArray[np.int64]) -> tup
     return float((normal - rows[np.arange(len(rows)), ids[1:]]).sum()), len(rows)
 
 
-LOWER_IS_BETTER = frozenset({"perplexity"})
+LOWER_IS_BETTER = frozenset({"perplexity", "wer"})
 NAMES: Mapping[str, str] = {
-    "accuracy": "part of the samples classified as labelled",
-    "f1": "F1 score, the mean over the classes",
+    "accuracy": "part of the samples, or of the words, classified as labelled",
+    "f1": "F1 score: the mean over the classes, of entities, or of the words of answers",
+    "exact_match": "part of the samples answered with just the labelled text",
+    "wer": "word error rate of generated texts",
     "pearson": "Pearson's correlation with the labels",
     "spearman": "Spearman's rank correlation with the labels",
     "similarity_spearman": "rank correlation of all pairs' similarities with the reference's",
+    "text_agreement": "part of the generated texts that are the reference's",
     "perplexity": "perplexity of the texts (causal language models)",
 }

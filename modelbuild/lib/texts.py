@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from modelbuild.lib.rows import TextFile
-from modelbuild.lib.samples import Encoded
+from modelbuild.lib.samples import Encoded, Text
 from modelbuild.lib.tokenizing import Tokenizer
 
 CHUNK = 512
@@ -19,13 +19,14 @@ Progress: TypeAlias = Callable[[float, float, str], None]
 
 
 class Tally(msgspec.Struct):
-    """What is counted while texts stream by; `labels` of the samples in the file's order."""
+    """What is counted while texts stream by; `labels`, and the `texts` they are of, in the file's order."""
 
     blank: int = 0
     cut: int = 0
     largest: int = 0
     """The largest token id."""
     labels: list[Any] = []
+    texts: list[Text] = []
 
 
 def encode(
@@ -44,7 +45,7 @@ def encode(
     """
     rows = itertools.islice(_kept(file, tally, progress, chosen), limit)
     while chunk := list(itertools.islice(rows, CHUNK)):
-        for sample, cut in tokenizer.encode(chunk):
+        for sample, cut in tokenizer.encode(chunk, places=file.label is not None):
             tally.cut += cut
             tally.largest = max(tally.largest, max(sample.ids, default=0))
             yield sample
@@ -61,6 +62,7 @@ def _kept(file: TextFile, tally: Tally, progress: Progress, chosen: Sequence[int
             following = next(wanted, None)
             if file.label is not None:
                 tally.labels.append(row.label)
+                tally.texts.append((row.words,) if row.words else row.texts)
             yield row.texts
         place += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,23 @@ class Tokenizer:
         """Cut what `encode` gives to `max_length` tokens, special ones included; of a pair the longer text first."""
         self.rust.enable_truncation(max_length, strategy="longest_first")
 
-    def encode(self, rows: Sequence[tuple[str, ...]]) -> Iterator[tuple[Encoded, bool]]:
-        """Encode one or two texts per row; whether something was cut comes with each."""
+    @property
+    def vocabulary(self) -> str:
+        """A digest of all tokens and their ids: equal for tokenizers whose ids mean the same."""
+        tokens = sorted(self.rust.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(msgspec.json.encode(tokens)).hexdigest()[:32]
+
+    def encode(self, rows: Sequence[tuple[str, ...]], *, places: bool = False) -> Iterator[tuple[Encoded, bool]]:
+        """Encode one or two texts per row; whether something was cut comes with each. `places`: with the tokens'."""
         texts = [tuple(t.lower() for t in row) for row in rows] if self.lowercase else rows
         for found in self.rust.encode_batch([row[0] if len(row) == 1 else row for row in texts]):
-            yield Encoded(found.ids, found.type_ids), bool(found.overflowing)
+            where = _places(found) if places else None
+            yield Encoded(found.ids, found.type_ids, where), bool(found.overflowing)
+
+
+def _places(found: Any) -> list[tuple[int, int, int]]:
+    """Which text each token is of (-1: none, it was added), and its [start, end) there, in characters."""
+    return [(-1 if s is None else s, *o) for s, o in zip(found.sequence_ids, found.offsets, strict=True)]
 
 
 def _padding(rust: Any, folder: Path) -> Padding:

@@ -304,7 +304,7 @@ class TestRefused:
         assert found.facts == (("columns", "question, answer"),)
 
     def test_a_column_that_is_not_text(self, tmp_path: Path, tokenizer_artifact: Artifact) -> None:
-        found = self.found(tmp_path, tokenizer_artifact, "a.jsonl", '{"text": ["the"]}\n')
+        found = self.found(tmp_path, tokenizer_artifact, "a.jsonl", '{"text": ["the", 1]}\n')
         assert (found.title, str(found.where)) == ("the column `text` is not text", "a.jsonl:1:1")
 
     def test_text_that_is_not_utf8(self, tmp_path: Path, tokenizer_artifact: Artifact) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from scipy import stats
 
+from modelbuild import artifact
 from modelbuild.artifact import Artifact
 from modelbuild.errors import Problem, ProblemError
 from modelbuild.lib import differences, samples, scores, sessions
@@ -216,6 +218,27 @@ class TestTexts:
         found = refusal(tmp_path / "v", tiny_onnx("bert"), texts("bert"), {"cosine": {"min": 0.5}})
         assert "against" in text_of(found)
 
+    def test_a_tokenizer_of_another_model(self, tmp_path: Path, tiny_onnx: Callable[[str], Artifact]) -> None:
+        """It has as many tokens as the model's own, and others."""
+        folder = tmp_path / "other" / "out"
+        models.write_tokenizer(folder, words=(*models.WORDS[1:], "zebra"))
+        artifact.write(folder, artifact.Descriptor(format="safetensors", tokenizer=("tokenizer.json",)))
+        path = tmp_path / "texts.txt"
+        path.write_text("the people of the water\n")
+        inputs = {"tokenizer": artifact.read(folder)}
+        data = run_kind("dataset", tmp_path / "data", {}, inputs=inputs, sources={"path": path})
+        source = tiny_onnx("bert")
+        found = refusal(tmp_path / "v", source, data, {"cosine": {"min": 0.5}}, against=source)
+        assert found.title == "the dataset was tokenized by another tokenizer than the model's"
+        assert dict(found.facts)["dataset"] == f"{models.VOCAB_SIZE} others"
+
+    def test_an_unknown_figure_is_suggested(
+        self, tmp_path: Path, tiny_onnx: Callable[[str], Artifact], texts: Callable[..., Artifact]
+    ) -> None:
+        source = tiny_onnx("bert")
+        found = refusal(tmp_path / "v", source, texts("bert"), {"cosinus": {"min": 0.5}}, against=source)
+        assert found.hint == "did you mean `cosine`?"
+
     def test_fewer_samples_than_asked(
         self, tmp_path: Path, tiny_onnx: Callable[[str], Artifact], texts: Callable[..., Artifact]
     ) -> None:
@@ -231,12 +254,25 @@ def rows(tmp_path: Path) -> Callable[..., Artifact]:
     def make(**arrays: Any) -> Artifact:
         path = tmp_path / "rows.npz"
         np.savez(path, **arrays)
-        return run_kind("dataset", tmp_path / f"rows-{len(list(tmp_path.iterdir()))}", {}, sources={"path": path})
+        folder = tmp_path / f"rows-{len(list(tmp_path.iterdir()))}"
+        return run_kind("dataset", folder, {"label": "label"} if "label" in arrays else {}, sources={"path": path})
 
     return make
 
 
 class TestTensors:
+    def test_a_figure_that_is_no_number_fails_where_it_is_asked_for_and_is_left_out_elsewhere(
+        self, tmp_path: Path, rows: Callable[..., Artifact]
+    ) -> None:
+        """Labels that never change correlate with nothing."""
+        node, ends = helper.make_node("MatMul", ["x", "w"], ["y"]), (("x", 4), ("y", 1))
+        sides = [[(name, graphs.FLOAT, ["batch", width])] for name, width in ends]
+        model = graphs.save(tmp_path / "onnx", [node], *sides, {"w": graphs.weights(4, 1)})
+        data = rows(x=np.eye(4, dtype="float32"), label=np.ones(4))
+        built = verify(tmp_path / "a", model, data, {"cosine": {"min": 1}}, against=model)
+        assert "pearson" not in built.descriptor.metrics
+        assert refusal(tmp_path / "b", model, data, {"pearson": {"min": 0}}).title == "`pearson` is not a number"
+
     def test_wrong_columns(self, tmp_path: Path, rows: Callable[..., Artifact]) -> None:
         model = graphs.conv(tmp_path / "onnx")
         data = rows(pictures=np.zeros((4, 3, 8, 8), "float32"))
