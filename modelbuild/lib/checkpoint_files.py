@@ -111,7 +111,7 @@ def weight_files(files: Mapping[str, Path]) -> tuple[str, ...]:
         raise problem(
             f"the checkpoint has no `{WEIGHTS}`",
             found=", ".join(others),
-            hint="an adapter alone is not a model: merge it into its base first"
+            hint="an adapter alone is not a model: name its base here, and it as `adapter`"
             if any("adapter" in o for o in others)
             else f"if one of these is the model, name it `{WEIGHTS}`",
         )

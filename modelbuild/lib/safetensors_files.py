@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -11,6 +12,11 @@ from modelbuild.errors import problem
 
 MAX_HEADER = 100_000_000
 """safetensors' own bound on the length of a header, in bytes."""
+NUMPY = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""safetensors' dtypes -> numpy's, with ml_dtypes' among them."""
 PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 
 
@@ -49,6 +55,19 @@ def header(path: Path) -> dict[str, TensorInfo]:
     if end != size:
         raise _corrupt(path, f"its header describes {end} bytes, the file has {size}")
     return tensors
+
+
+def array(path: Path, info: TensorInfo, *, write: bool = False) -> Any:
+    """A tensor of a file as a numpy array that stands in it (`numpy.memmap`); with `write`, changing it changes the
+    file."""
+    import ml_dtypes
+    import numpy as np
+
+    name = NUMPY[info.dtype]
+    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    with path.open("rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+    return np.memmap(path, dtype, "r+" if write else "r", start + info.data_offsets[0], info.shape)
 
 
 def _corrupt(path: Path, cause: str) -> Exception:

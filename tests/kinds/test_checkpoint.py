@@ -176,7 +176,7 @@ class TestRefused:
         (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
         found = refusal(tmp_path, folder)
         assert found.title == "the checkpoint has no `model.safetensors`"
-        assert found.hint == "an adapter alone is not a model: merge it into its base first"
+        assert found.hint == "an adapter alone is not a model: name its base here, and it as `adapter`"
 
     def test_a_missing_shard(self, tmp_path: Path, folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
