@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "list": "List the targets.",
     "show": "Show an artifact: its model, metrics, files and how it was made.",
     "diff": "Compare two artifacts: how they were made and what came out.",
+    "report": "Put what was measured of the targets beside each other.",
     "graph": "Draw the targets as Mermaid or DOT.",
     "clean": "Remove targets' artifacts.",
     "pin": "Keep artifacts through every gc.",

@@ -34,6 +34,12 @@ def last_made(store: Store, node: Node) -> Record | None:
     return store.record(keys[0]) if keys else None
 
 
+def made_before(store: Store, node: Node, key: str) -> Record | None:
+    """The record of what a target was before it was made as `key`, as far back as the store still has one."""
+    keys = dict.fromkeys(r.key for r in reversed(store.names.reasons(node.recipe, node.short)))
+    return next((found for k in keys if k != key and (found := store.record(k)) is not None), None)
+
+
 def _lost(store: Store, node: Node, made: Manifest) -> str:
     if store.record(manifest.key(made)) is None:
         return "its artifact is no longer in the store, or its record is damaged"

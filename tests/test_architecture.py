@@ -134,7 +134,9 @@ def imported(path: Path, *, top_only: bool = False) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["list"], ["plan"], ["status"], ["build"], ["build", "--json"]], ids=" ".join
+    "words",
+    [["--help"], ["--version"], ["list"], ["plan"], ["status"], ["report"], ["build"], ["build", "--json"]],
+    ids=" ".join,
 )
 def test_a_command_with_nothing_to_do_loads_nothing_heavy(sandbox: Sandbox, words: list[str]) -> None:
     assert unwanted(loaded(sandbox, *words), NOT_WHEN_IDLE) == set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from modelbuild import events
 from modelbuild.report import amounts
@@ -38,10 +38,25 @@ def summary(happened: Iterable[events.AnyEvent]) -> str:
 
 
 def _cell(lines: tuple[str, ...]) -> str:
-    return "<br>".join(map(_text, lines))
+    return "<br>".join(map(shown, lines))
 
 
-def _text(line: str) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, its columns aligned for those who read it as it is; cells are Markdown already."""
+    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return [line(head), line("-" * width for width in widths), *map(line, rows)]
+
+
+def code(name: str) -> str:
+    """A name as code, or as plain text where it holds what would end that."""
+    return shown(f"`{name}`") if "`" not in name and name else shown(name)
+
+
+def shown(line: str) -> str:
     """A line that shows as it is: quoted names as code, else no markup, mention or image, and no end of the cell."""
     parts = safe(line).split("`")
     if len(parts) % 2 == 0 or "" in parts[1:-1] or "\\|" in line:  # not names in single back-ticks

@@ -23,7 +23,7 @@ RECIPE = """
 TARGETS = ["r:a", "r:big", "r:m[sep=x]", "r:m[sep=y]", "r:last"]
 ON_A_PROJECT = [
     ["build", "big"], ["status"], ["plan"], ["why", "big"], ["list"], ["show", "big"], ["diff", "a", "big"], ["graph"],
-    ["clean", "-n"], ["gc", "-n"], ["verify"], ["kinds"], ["kinds", "upper"], ["schema"],
+    ["report"], ["clean", "-n"], ["gc", "-n"], ["verify"], ["kinds"], ["kinds", "upper"], ["schema"],
 ]  # fmt: skip
 
 
