@@ -15,6 +15,7 @@ targets:
   sentences: {kind: dataset, path: data/sentences.jsonl, tokenizer: checkpoint}
   int8:      {kind: int8, from: fused, calibration: sentences}
   careful:   {kind: int8, from: fused, calibration: sentences, exclude: ["*layer.0/output/dense*"]}
+  closer:    {kind: int8, from: fused, calibration: sentences, least_cosine: 0.999}
   dynamic:   {kind: int8, from: fused}
   for_trt:   {kind: int8, from: onnx, calibration: sentences, runtime: tensorrt}
 ```
@@ -22,6 +23,11 @@ targets:
 Some 128 samples of real data are enough, long ones among them; synthetic sentences calibrate worse. Calibration runs
 the float model once over the samples, those of one length together and without padding; its memory does not grow with
 their number.
+
+Which products cost the most is measured with `least_cosine` or `sensitivity`: each is left in floats by itself, and the
+outputs are compared again. `sensitivity.json` has them all, the log the dearest, with the `exclude` that spares them.
+With `least_cosine` the dearest stay in floats until the mean cosine to the float model is at least that, on calibration
+data; where that cannot be held, the build fails.
 
 | option | ONNX Runtime's quantizer |
 |---|---|
@@ -36,7 +42,8 @@ their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import glob
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,8 +57,8 @@ from modelbuild.kind import Context, Ref, SpecError
 
 if TYPE_CHECKING:
     from modelbuild.lib.onnx_graph import Graph
-    from modelbuild.lib.quantizable import Convolution, Linear
     from modelbuild.lib.samples import Samples
+    from modelbuild.lib.sensitivity import Cost, Found
 
 VERSION = 2
 TOOLS = {"onnx": "cpu", "onnxruntime": "cpu", "numpy": "cpu"}
@@ -63,6 +70,9 @@ LOWEST_COSINE = 0.5
 """Below this, on its own calibration data, a model is not a model any more."""
 CHECKED = 16
 """Samples on which the result is compared with the float model."""
+TABLE = "sensitivity.json"
+TOLD = 5
+"""Of the dearest products, how many are told."""
 
 
 class Spec(kind.Spec, frozen=True, kw_only=True):
@@ -118,8 +128,23 @@ class Spec(kind.Spec, frozen=True, kw_only=True):
     ] = None
     correct_bias: Annotated[bool, Meta(description="Take each product's mean error out of the bias behind it.")] = True
     outputs: Annotated[bool, Meta(description="Quantize the results of products too; costs accuracy.")] = False
+    least_cosine: (
+        Annotated[
+            float,
+            Meta(
+                gt=0, lt=1, description="Leave the dearest products in floats until the outputs' mean cosine is this."
+            ),
+        ]
+        | None
+    ) = None
+    sensitivity: Annotated[bool, Meta(description="Measure what each product costs, whatever the cosine is.")] = False
     batch_size: Annotated[int, Meta(ge=1, description="Most samples calibrated at once, all of one length.")] = 8
     limit: Annotated[int, Meta(ge=1, description="Calibrate on the first so many samples only.")] | None = None
+
+    @property
+    def weighs(self) -> bool:
+        """Whether what each product costs is measured."""
+        return self.sensitivity or self.least_cosine is not None
 
     def __post_init__(self) -> None:
         static = self.mode == "static" or (self.mode is None and self.calibration is not None)
@@ -179,6 +204,10 @@ class Made(msgspec.Struct, frozen=True):
     size: int
     mean: float
     worst: float
+    costs: tuple[Cost, ...] = ()
+    """What each product costs, the dearest first, where that was asked for."""
+    spared: int = 0
+    """How many of them stay in floats."""
 
 
 def build(spec: Spec, ctx: Context) -> None:
@@ -198,12 +227,21 @@ def build(spec: Spec, ctx: Context) -> None:
     made = {name: _graph(spec, ctx, source, name, graph) for name, graph in graphs.items()}
     mean, worst = sum(m.mean for m in made.values()) / len(made), min(m.worst for m in made.values())
     ctx.log(f"outputs against the float model: cosine {mean:.4f}, worst {worst:.4f}")
-    for name in (*described.tokenizer, *described.extras):
+    extras = tuple(name for name in described.extras if name != TABLE)
+    for name in (*described.tokenizer, *extras):
         ctx.link(source.path / name, ctx.out / name)
+    if spec.weighs:
+        rows = {
+            name: [{**msgspec.to_builtins(c), "in_floats": i < m.spared} for i, c in enumerate(m.costs)]
+            for name, m in made.items()
+        }
+        (ctx.out / TABLE).write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+        extras = (*extras, TABLE)
     ctx.describe(
         msgspec.structs.replace(
             described,
             precision="int8",
+            extras=extras,
             components={name: m.component for name, m in made.items()},
             metrics={
                 **described.metrics,
@@ -216,8 +254,46 @@ def build(spec: Spec, ctx: Context) -> None:
 
 
 def _graph(spec: Spec, ctx: Context, source: Artifact, name: str, component: Component) -> Made:
-    """Quantize one graph of the model into its own file."""
-    from modelbuild.lib import int8_tables, onnx_files, quantizable, residuals
+    """Quantize one graph of the model into its own file, sparing what has to be spared."""
+    if not spec.weighs:
+        return _quantized(spec, ctx, source, name, component, [])
+    costs: list[Cost] = []
+    made = _quantized(spec, ctx, source, name, component, costs)
+    least, count = spec.least_cosine, 0
+    while least is not None and made.mean < least:
+        count = max(count + 1, _to_spare(made, costs, least) if not count else 0)
+        if count >= len(costs):
+            raise problem(
+                f"`least_cosine: {least}` cannot be held",
+                reached=f"{made.mean:.5f}, with all but one of {len(costs)} products in floats",
+                hint="calibrate on more or better data, or leave embedding tables in floats: `embeddings: false`",
+            )
+        spared = tuple(glob.escape(cost.node) for cost in costs[:count])
+        spelled = msgspec.structs.replace(spec, exclude=(*spec.exclude, *spared), least_cosine=None, sensitivity=False)
+        made = _quantized(spelled, ctx, source, name, component, [])
+    _tell_costs(ctx, costs, count)
+    return msgspec.structs.replace(made, costs=tuple(costs), spared=count)
+
+
+def _to_spare(made: Made, costs: Sequence[Cost], least: float) -> int:
+    from modelbuild.lib import sensitivity
+
+    return sensitivity.to_spare(made.mean, costs, least)
+
+
+def _tell_costs(ctx: Context, costs: Sequence[Cost], spared: int) -> None:
+    """The dearest products, and which of them stay in floats."""
+    for place, cost in enumerate(costs[: max(spared, TOLD)]):
+        stays = "; stays in floats" if place < spared else ""
+        ctx.log(f"`{cost.node}` costs {cost.cosine:.5f} of cosine{stays}")
+    if not spared:
+        names = ", ".join(f'"{cost.node}"' for cost in costs[:TOLD] if cost.cosine > 0)
+        ctx.log(f"to spare them: `exclude: [{names}]`" if names else "no product costs anything")
+
+
+def _quantized(spec: Spec, ctx: Context, source: Artifact, name: str, component: Component, costs: list[Cost]) -> Made:
+    """Quantize one graph into its file; what each product costs goes into `costs` where that is asked for."""
+    from modelbuild.lib import int8_tables, onnx_files, quantizable, residuals, sensitivity
     from modelbuild.lib.onnx_graph import Graph
 
     model = onnx_files.load(source.path / component.file)
@@ -228,13 +304,24 @@ def _graph(spec: Spec, ctx: Context, source: Artifact, name: str, component: Com
     quantizable.name_nodes(graph)
     quantizable.fold_views(graph)
     chosen = _chosen(spec, graph, alone=len(source.descriptor.components) == 1)
+    names = [node.name for node in graph.nodes if node in chosen]
     if spec.runtime == "cpu":
         residuals.keep_apart(graph.nodes, graph.constants)
-    references = _quantize(spec, ctx, component, graph, chosen)
-    tables = (
-        int8_tables.quantize(graph) if spec.embeddings or (spec.embeddings is None and spec.runtime == "cpu") else []
-    )
-    graph.prune()
+    found, write, references = _prepared(spec, ctx, component, graph, chosen)
+    tables: list[str] = []
+
+    def finish(graph: Graph, found: Found) -> None:
+        write(graph, found)
+        if spec.embeddings or (spec.embeddings is None and spec.runtime == "cpu"):
+            tables[:] = int8_tables.quantize(graph)
+        graph.prune()
+
+    if spec.weighs:
+        total = len(found)
+        costs += sensitivity.costs(
+            graph, found, names, finish, references, lambda done: ctx.progress(done, total, "weigh products")
+        )[1]
+    finish(graph, found)
     kept = sum(a.nbytes for a in graph.constants.values() if a.dtype == "float32")
     quantized = graph.model()
     onnx_files.clean(quantized)
@@ -246,8 +333,8 @@ def _graph(spec: Spec, ctx: Context, source: Artifact, name: str, component: Com
     del quantized
     size = sum(path.with_name(file).stat().st_size for file in files)
     prefix = f"`{name}`: " if len(source.descriptor.components) > 1 else ""
-    found = f"{len(chosen)} products and {len(tables)} embedding tables in int8"
-    ctx.log(f"{prefix}{found}: {_size(size)}, was {_size(before)} ({_size(kept)} stay in floats)")
+    said = f"{len(found)} products and {len(tables)} embedding tables in int8"
+    ctx.log(f"{prefix}{said}: {_size(size)}, was {_size(before)} ({_size(kept)} stay in floats)")
     mean, worst = _checked(path, references)
     return Made(made, size, mean, worst)
 
@@ -313,31 +400,33 @@ def _chosen(spec: Spec, graph: Graph, *, alone: bool) -> list[Any]:
     return chosen
 
 
-def _quantize(
+def _prepared(
     spec: Spec, ctx: Context, component: Component, graph: Graph, chosen: list[Any]
-) -> list[tuple[dict[str, Any], list[Any]]]:
-    """Quantize the chosen nodes in place; inputs and float outputs to compare the result with."""
+) -> tuple[Found, Callable[[Graph, Found], None], list[tuple[dict[str, Any], list[Any]]]]:
+    """The chosen nodes as plain products; what quantizes some of them in place; inputs and float outputs to compare."""
     from modelbuild.lib import agreement, calibration, dynamic_int8, quantizable, samples
 
     if spec.calibration is None:
         cases = [feeds for _, feeds in agreement.cases(component.inputs)]
         references = calibration.outputs(graph, calibration.with_real_ids(graph, cases))
-        linear = [each for each in quantizable.linearize(graph, chosen) if isinstance(each, quantizable.Linear)]
-        dynamic_int8.write(
-            graph,
-            linear,
-            weights=spec.weights,
-            symmetric=spec.weight_symmetric,
-            per_channel=spec.per_channel,
-            reduce_range=spec.reduce_range,
-        )
-        return references
+
+        def write(graph: Graph, found: Found) -> None:
+            dynamic_int8.write(
+                graph,
+                [each for each in found if isinstance(each, quantizable.Linear)],
+                weights=spec.weights,
+                symmetric=spec.weight_symmetric,
+                per_channel=spec.per_channel,
+                reduce_range=spec.reduce_range,
+            )
+
+        return quantizable.linearize(graph, chosen), write, references
     data = samples.of(ctx.input("calibration"))
     inputs = {t.name: (t.dtype, t.shape) for t in component.inputs}
     calibration.require_inputs({name: dtype for name, (dtype, _) in inputs.items()}, data)
     references = calibration.outputs(graph, _spread(spec, data, inputs, graph))
-    _write_static(spec, ctx, graph, quantizable.linearize(graph, chosen), data, inputs)
-    return references
+    found = quantizable.linearize(graph, chosen)
+    return found, _calibrated(spec, ctx, graph, found, data, inputs), references
 
 
 def _spread(spec: Spec, data: Samples, inputs: Any, graph: Graph) -> Iterator[Any]:
@@ -351,10 +440,10 @@ def _spread(spec: Spec, data: Samples, inputs: Any, graph: Graph) -> Iterator[An
             yield count, feeds
 
 
-def _write_static(
-    spec: Spec, ctx: Context, graph: Graph, found: list[Linear | Convolution], data: Samples, inputs: Any
-) -> None:
-    """Calibrate, choose ranges and smoothing, and write the QDQ graph."""
+def _calibrated(
+    spec: Spec, ctx: Context, graph: Graph, found: Found, data: Samples, inputs: Any
+) -> Callable[[Graph, Found], None]:
+    """Calibrate, choose ranges and smoothing; what writes the QDQ graph by them."""
     from modelbuild.lib import calibration, qdq, ranges
 
     total = min(len(data), spec.limit or len(data))
@@ -399,10 +488,15 @@ def _write_static(
         reduce_range=spec.reduce_range,
         correct_bias=spec.correct_bias,
     )
-    qdq.write(graph, found, plans, observed, scheme)
     ctx.log(
         f"calibrated on {total} samples by {spec.calibrate}, {len(factors)} of {len(channels)} activations smoothed"
     )
+
+    def write(graph: Graph, found: Found) -> None:
+        read = {name for each in found for name in (each.input, each.output)}
+        qdq.write(graph, found, {name: plan for name, plan in plans.items() if name in read}, observed, scheme)
+
+    return write
 
 
 def _checked(path: Path, references: list[tuple[dict[str, Any], list[Any]]]) -> tuple[float, float]:

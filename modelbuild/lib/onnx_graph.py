@@ -41,6 +41,14 @@ class Graph:
         self.nodes = [_copy(node) for node in model.graph.node if not self._take_constant(node)]
         self._taken = self.constants.keys() | set(self.inputs) | {t for n in self.nodes for t in (*n.input, *n.output)}
 
+    def copy(self) -> tuple[Graph, dict[int, Any]]:
+        """A graph with nodes of its own and the same constants; and `id` of each node -> its copy."""
+        made = object.__new__(Graph)
+        made.shell = type(self.shell)()
+        made.shell.CopyFrom(self.shell)
+        made.constants, made.nodes, made._taken = dict(self.constants), [_copy(n) for n in self.nodes], set(self._taken)
+        return made, {id(mine): its for mine, its in zip(self.nodes, made.nodes, strict=True)}
+
     def _take_constant(self, node: Any) -> bool:
         """Keep a Constant node's tensor among the constants; whether that was one."""
         import numpy as np
