@@ -39,7 +39,7 @@ not be evaluated is a failure.
 | `accuracy` of words, `f1` of entities | token classification | a class for each word |
 | `exact_match`, `f1` of words, as in SQuAD | question answering | answers: a text, a list, `{text: [...]}` |
 | `exact_match`, `wer` | text to text, speech | texts |
-| `perplexity` | causal language models without a cache | none |
+| `perplexity` | text generation (causal language models) | none |
 
 A word has the class of its first token. Entities are told by classes `O`, `B-...` and `I-...`; with others, `f1` is the
 mean over the classes. Where a question has no answer (an empty list), the model may choose none. Texts are generated

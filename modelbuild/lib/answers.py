@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from modelbuild.artifact import Artifact, Component
+from modelbuild.artifact import Artifact, Component, Tensor
 from modelbuild.errors import problem
 from modelbuild.lib import calibration, greedy, runners, sessions
 from modelbuild.lib.runners import Runner
 from modelbuild.lib.samples import Samples
 from modelbuild.lib.triton_serving import embeddings
 
+CACHE = "present."
+"""What the names of outputs begin with that are no answer, but what a decoder keeps for its next token."""
 EMBEDDING = "embedding"
 """What the pooled token vectors of an embedding model are called among its outputs."""
 
@@ -53,10 +55,28 @@ def batches(model: Artifact, data: Samples, size: int) -> Iterator[tuple[NDArray
     width = next((t.shape[1] for t in inputs if len(t.shape) == 2 and isinstance(t.shape[1], int)), None)
     dtypes = {t.name: t.dtype for t in inputs}
     step = 1 if fixed else size
-    found = data.batches(step, pad=width if not data.arrays else None, names=list(dtypes), dtypes=dtypes)
+    names = [name for name in dtypes if name in data.inputs]
+    found = data.batches(step, pad=width if not data.arrays else None, names=names, dtypes=dtypes)
     for number, feeds in enumerate(found):
         first = number * step
-        yield np.arange(first, min(first + step, len(data))), feeds
+        yield np.arange(first, min(first + step, len(data))), feeds | _beginning(inputs, feeds)
+
+
+def _beginning(inputs: Sequence[Tensor], feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """What a decoder takes besides a text that begins: an empty cache, and positions that leave out padding."""
+    rows = len(next(iter(feeds.values())))
+    made: dict[str, NDArray[Any]] = {}
+    for tensor in inputs:
+        if tensor.name in feeds:
+            continue
+        if tensor.name == "position_ids":
+            mask = np.asarray(feeds.get("attention_mask", np.ones_like(feeds["input_ids"])))
+            made[tensor.name] = np.maximum(mask.cumsum(axis=1) - 1, 0).astype(tensor.dtype)
+        else:
+            made[tensor.name] = np.zeros(
+                (rows, *(n if isinstance(n, int) else 0 for n in tensor.shape[1:])), tensor.dtype
+            )
+    return made
 
 
 def of(
@@ -77,7 +97,7 @@ def of(
     for row, number in enumerate(numbers):
         outputs = {}
         for name, values in found.items():
-            if values.ndim == 0 or len(values) != len(numbers):
+            if values.ndim == 0 or len(values) != len(numbers) or name.startswith(CACHE):
                 continue
             own = values[row]
             if isinstance(own, str):

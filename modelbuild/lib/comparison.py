@@ -179,7 +179,7 @@ def _needs(name: str) -> str:
     """What a score that was not measured would have needed."""
     match name:
         case "perplexity":
-            return "perplexity is of causal language models without a cache"
+            return "perplexity is of causal language models (`text-generation`)"
         case "similarity_spearman":
             return "it needs embeddings of at least three samples, and a reference: `against`"
         case "text_agreement":

@@ -198,6 +198,33 @@ def test_answers_are_compared_as_squad_does(text: str, right: str, f1: float) ->
     assert reading.scored([text], [[right]])["exact_match"] == (f1 == 1)
 
 
+# --- language models --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_perplexity_is_that_of_transformers(
+    bench: Bench, model_type: str, folder_for: Callable[[str, str], Path]
+) -> None:
+    """With a cache, which is empty; texts of several lengths share batches, padded on the left."""
+    import torch
+    import transformers
+
+    model = bench.model(model_type, "text-generation")
+    assert any(t.name.startswith("past_key_values") for t in model.descriptor.model().inputs)
+    data = bench.data([{"text": t} for t in TEXTS], model)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder_for(model_type, "text-generation")).eval()
+    loss = tokens = 0.0
+    for feeds in samples.of(data).batches(1, names=["input_ids"]):
+        ids = torch.from_numpy(feeds["input_ids"])
+        with torch.inference_mode():
+            loss += float(loaded(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    require = {"perplexity": {"max": 1e9, "max_loss": 0.01}, "cosine": {"min": 0.999}, "top1_agreement": {"min": 1}}
+    found = bench.figures(model, data, require, against=model, batch_size=5)
+    assert found["perplexity"] == pytest.approx(np.exp(loss / tokens), rel=1e-3)
+
+
 # --- generated texts --------------------------------------------------------------------------------------------
 
 
@@ -231,6 +258,17 @@ def test_generated_texts_are_those_of_transformers(
     assert found["exact_match"] == pytest.approx(8 / 12, rel=1e-5)
     assert found["wer"] == pytest.approx(jiwer.wer([r["to"] for r in rows], texts), rel=1e-5)
     assert found["text_agreement"] == 1
+
+
+@pytest.mark.torch
+def test_a_quantized_generator_is_held_to_its_reference(bench: Bench) -> None:
+    model = bench.model("t5", "text2text-generation")
+    quantized = run_kind("int8", bench.new("int8"), {"mode": "dynamic"}, inputs={"from": model})
+    data = bench.data([{"text": t} for t in TEXTS], model)
+    found = bench.figures(quantized, data, {"text_agreement": {"min": 0}}, against=model, max_new_tokens=6)
+    assert 0 <= found["text_agreement"] <= 1
+    refused = bench.refusal(quantized, data, {"wer": {"max": 1}}, against=model, max_new_tokens=6)
+    assert refused.title == "`wer` could not be measured"
 
 
 @pytest.mark.torch
