@@ -158,7 +158,7 @@ def change(old: float | None, new: float | None) -> str:
 
 
 def percent(old: float | None, new: float | None) -> str:
-    """What became of an amount, as a part of what it was: `-1.2 %`."""
-    if not old or new is None or old == new:
+    """What became of an amount, as a part of what it was: `-1.2 %`; nothing for less than a twentieth of a percent."""
+    if not old or new is None or abs(new - old) < old / 2000:
         return ""
     return f"{(new - old) / old * 100:+.1f} %"

@@ -290,6 +290,13 @@ def test_speech_is_scored_too(bench: Bench, tmp_path: Path) -> None:
     assert found["wer"] > 0
 
 
+@pytest.mark.torch
+def test_what_is_generated_is_read_by_the_models_tokenizer(bench: Bench) -> None:
+    model = bench.model("whisper", "automatic-speech-recognition")
+    data = bench.arrays(input_features=np.zeros((1, 8, 60), "float32"), label=np.array(["oil"]))
+    assert bench.refusal(model, data, {"wer": {"max": 1}}).title == "the model has no tokenizer to read its tokens by"
+
+
 # --- labels of tensors ------------------------------------------------------------------------------------------
 
 
