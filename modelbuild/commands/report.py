@@ -46,7 +46,7 @@ class Earlier(msgspec.Struct, frozen=True):
 @click.option(
     "--against", type=click.Path(path_type=Path, dir_okay=False), help="Compare with a report that --json wrote."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file; `-` is stdout.")
 @json_option
 @opens_project
 def command(
@@ -66,7 +66,7 @@ def command(
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(text)
-    if output is not None:
+    if output is not None and str(output) != "-":
         whole = msgspec.json.format(jsonl.text({"targets": entries}), indent=2) + "\n" if as_json else text
         output.write_text(whole, encoding="utf-8")
     elif as_json:

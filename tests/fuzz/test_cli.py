@@ -22,6 +22,7 @@ VERBS = [v for v in cli.COMMANDS if v not in ("doctor", "serve", "ask")]
 """Without those that look at the machine or the network."""
 WORDS = [
     "--json", "-n", "-k", "-j", "-q", "-C", "--set", "--verify", "--keep-days", "--max-size", "--remove", "--format",
+    "--against", "--output",
     "--help", "-h", "--", "-", "a", "b", "r", "r:a", "r:b[x=1]", "*", "r:*", "[", "[!", "]", "?", "=", "a=1", "1", "-1",
     "0", "nan", "inf", "1e999", "20GB", "9" * 30, "0" * 32, "\udcff", "a\udc80b", "\x1b[31m", "\n", "..", "../..",
     "/dev/null", "/proc/self/mem", "a" * 300, "a/b", "~", "{", "%s", "${A}", "none", "dot", "bash", "upper",
