@@ -46,7 +46,9 @@ class Earlier(msgspec.Struct, frozen=True):
 @click.option(
     "--against", type=click.Path(path_type=Path, dir_okay=False), help="Compare with a report that --json wrote."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file; `-` is stdout.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file; `-` is stdout."
+)
 @json_option
 @opens_project
 def command(
