@@ -54,9 +54,9 @@ def runner(model: Artifact, *, provider: Provider = "cpu", threads: int = 0, pro
     A `ProblemError` when it cannot run here: no GPU, another GPU than the plan is for, another TensorRT, a provider
     that ONNX Runtime lacks.
     """
-    prepare(model)
     match model.descriptor.format:
         case "onnx":
+            prepare(model)
             return _onnxruntime(model, provider, threads)
         case "trt-plan":
             return _plan(model, profile)
